@@ -1,0 +1,35 @@
+# Two commands to begin with: `make demo` and `make test`. Both make the environment they need.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-stack lint clean
+
+help: ## Say what there is.
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+demo: .venv/installed ## Run the main job over simulated events and check every document.
+	$(BIN)/velocity demo
+
+test: lint ## Run ruff, mypy and all tests that need no server.
+	$(BIN)/python -m pytest -q -n 2 -m "not stack"
+
+test-stack: .venv/installed ## Run the tests on real servers: needs a JDK 17 (and 21 or later), Maven.
+	$(BIN)/python -m pytest -q -m stack
+
+lint: .venv/installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean: ## Remove the environment and what the demo wrote.
+	rm -rf .venv demo build *.egg-info
+
+# constraints.txt pins every package: the same environment today and next year.
+.venv/installed: pyproject.toml setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or later is needed; name one with PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint constraints.txt
+	@touch $@

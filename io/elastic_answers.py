@@ -1,0 +1,89 @@
+"""What Elasticsearch's answers to a bulk mean, for its documents and for the whole request."""
+
+from collections.abc import Mapping, Sequence
+from enum import Enum, auto
+from typing import Any, Final, NamedTuple
+
+
+class Verdict(Enum):
+    """What Elasticsearch's answer means for one document."""
+
+    WRITTEN = auto()
+    STALE = auto()
+    """Its version, or a greater one, is there already."""
+    RETRY = auto()
+    REJECTED = auto()
+
+
+class Fate(Enum):
+    """What an answer means for its whole request."""
+
+    READ = auto()
+    """Each document has an answer of its own."""
+    RETRY = auto()
+    SPLIT = auto()
+    """Something in it is refused; halves tell what."""
+    FAIL = auto()
+    """No document is at fault and no retry helps: address, rights, product."""
+
+
+class Answer(NamedTuple):
+    """What came back for a bulk: an item for each of its operations if the fate is ``READ``."""
+
+    fate: Fate
+    items: Sequence[Mapping[str, Any]]
+    error: str
+
+
+# States of the cluster, not faults of the document, whatever status they come with: an operator's
+# write block, for one, has 403.
+_PASSING: Final = {
+    "circuit_breaking_exception",
+    "cluster_block_exception",
+    "es_rejected_execution_exception",
+}
+
+
+def judge(item: Mapping[str, Any]) -> tuple[Verdict, str]:
+    """The verdict on one item of a bulk's answer, and its error (``type: reason``).
+
+    >>> judge({"index": {"status": 201}})
+    (<Verdict.WRITTEN: 1>, '')
+    >>> judge({"index": {"status": 409, "error": {
+    ...     "type": "version_conflict_engine_exception", "reason": "version [5] is higher"}}})
+    (<Verdict.STALE: 2>, 'version_conflict_engine_exception: version [5] is higher')
+    """
+    ((_, answer),) = item.items()
+    status, error = answer["status"], answer.get("error")
+    kind = error["type"] if isinstance(error, dict) else ""
+    if error is None and 200 <= status < 300:
+        return Verdict.WRITTEN, ""
+    if status == 409 and kind == "version_conflict_engine_exception":
+        return Verdict.STALE, error_in(answer)
+    if status == 429 or status >= 500 or kind in _PASSING:
+        return Verdict.RETRY, error_in(answer)
+    return Verdict.REJECTED, error_in(answer)
+
+
+def judge_request(status: int) -> Fate:
+    """The fate of a request by its status; 0 means that no whole answer came.
+
+    A 400 is split like a 413: one document that fails Elasticsearch's validation of the request,
+    by an id of more than 512 bytes for one, has the whole bulk refused.
+
+    >>> judge_request(200), judge_request(503), judge_request(413), judge_request(401)
+    (<Fate.READ: 1>, <Fate.RETRY: 2>, <Fate.SPLIT: 3>, <Fate.FAIL: 4>)
+    """
+    if status == 200:
+        return Fate.READ
+    if status in (0, 408, 429) or status >= 500:
+        return Fate.RETRY
+    return Fate.SPLIT if status in (400, 413) else Fate.FAIL
+
+
+def error_in(answer: Any) -> str:
+    """The error in an answer, or in an item of one, in at most 2,000 characters."""
+    error = answer.get("error") if isinstance(answer, dict) else None
+    if isinstance(error, dict):
+        return f"{error.get('type')}: {error.get('reason')}"[:2_000]
+    return str(error or answer or "no reason given")[:2_000]

@@ -1,0 +1,185 @@
+"""Consumers: positions in a cluster, and its messages as Arrow batches."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import pyarrow as pa
+from confluent_kafka import (
+    TIMESTAMP_NOT_AVAILABLE,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    TopicPartition,
+)
+
+from velocity.io.kafka_config import KafkaConfig
+from velocity.io.kafka_offsets import UNBOUNDED, Partition
+from velocity.io.records import MESSAGES, TIMESTAMP
+
+Offsets = Mapping[tuple[str, int], int]
+"""By topic and partition."""
+
+Messages = list[Any]
+"""Of ``confluent_kafka.Message``, whose stubs allow None where a consumed message has a value."""
+
+_HEADERS: Final = MESSAGES.field("headers").type
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class KafkaReadError(Exception):
+    """A partition can't be read; the message names topic, partition, offset and remedy."""
+
+
+def open_consumer(config: KafkaConfig) -> Consumer:
+    """A consumer that commits nothing; raises ``KafkaReadError`` if librdkafka refuses an option."""
+    settings = {"group.id": "velocity", "queued.max.messages.kbytes": 16_384} | config.client(
+        enable_auto_commit=False,
+        enable_partition_eof=True,
+        # an offset that the broker no longer has must not silently become another
+        auto_offset_reset="error",
+    )
+    try:
+        return Consumer(settings)
+    except KafkaException as error:
+        text = error.args[0].str()
+        for value in config.options.values():  # librdkafka quotes what it refuses
+            text = text.replace(f'"{value}"', '"***"')
+        raise KafkaReadError(f"{text}; correct KafkaConfig's options") from None
+
+
+def offsets_to_read(
+    consumer: Consumer,
+    config: KafkaConfig,
+    topic: str,
+    start: str | datetime | Offsets,
+    stop: str | datetime | Offsets | None,
+    answer_within: float = 30.0,
+) -> Iterator[Partition]:
+    """A topic's partitions, each with the offsets between two positions as they are now.
+
+    A stop past the end is the end: what is bounded does not wait for messages to come. Raises
+    ``KafkaReadError`` for a topic, partition or start that the brokers don't have, and if one
+    doesn't answer within ``answer_within`` seconds.
+    """
+    numbers = _partitions(consumer, config, topic, answer_within)
+    for where in (start, stop):
+        for named, number in where if isinstance(where, Mapping) else ():
+            if named == topic and number not in numbers:
+                raise KafkaReadError(
+                    f"topic {topic!r} has no partition {number}, which an offset is given for; "
+                    f"it has {len(numbers)}, from 0"
+                )
+    for number in numbers:
+        with _answers(config, f"find the offsets of topic {topic!r} partition {number}"):
+            at = TopicPartition(topic, number)
+            low, high = consumer.get_watermark_offsets(at, timeout=answer_within)
+            first = _offset_of(consumer, at, start, low, high, low, answer_within)
+            last = UNBOUNDED
+            if stop is not None:
+                last = min(high, _offset_of(consumer, at, stop, low, high, high, answer_within))
+        if not low <= first <= high:
+            raise KafkaReadError(
+                f"cannot read topic {topic!r} partition {number} at offset {first}: the broker "
+                f"has {low} to {high}; choose a start that it has, such as 'earliest'"
+            )
+        yield Partition(topic, number, first, max(first, last))
+
+
+def _partitions(
+    consumer: Consumer, config: KafkaConfig, topic: str, answer_within: float
+) -> list[int]:
+    asking = f"list the partitions of topic {topic!r}"
+    with _answers(config, asking):
+        metadata = consumer.list_topics(topic, timeout=answer_within).topics[topic]
+    if metadata.error is None:
+        return sorted(metadata.partitions)
+    remedy = "see the broker's log"
+    if metadata.error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+        remedy = "create the topic, or correct its name"
+    elif metadata.error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+        remedy = "allow this user to describe and read it"
+    raise KafkaReadError(
+        f"cannot {asking} at {config.bootstrap_servers}: {metadata.error.str()}; {remedy}"
+    )
+
+
+@contextmanager
+def _answers(config: KafkaConfig, asking: str) -> Iterator[None]:
+    try:
+        yield
+    except KafkaException as error:
+        raise KafkaReadError(
+            f"cannot {asking} at {config.bootstrap_servers}: {error.args[0].str()}; "
+            "is the broker up, and are the address and the credentials right?"
+        ) from None
+
+
+def _offset_of(
+    consumer: Consumer,
+    at: TopicPartition,
+    where: str | datetime | Offsets,
+    low: int,
+    high: int,
+    default: int,
+    answer_within: float,
+) -> int:
+    """The offset that a position means in a partition that holds [low, high)."""
+    match where:
+        case "earliest":
+            return low
+        case "latest":
+            return high
+        case datetime():
+            millis = (where - _EPOCH) // timedelta(milliseconds=1)
+            asked = TopicPartition(at.topic, at.partition, millis)
+            [found] = consumer.offsets_for_times([asked], timeout=answer_within)
+            if found.error is not None:
+                raise KafkaException(found.error)
+            return high if found.offset < 0 else found.offset  # no message is so late
+        case Mapping():
+            return where.get((at.topic, at.partition), default)
+    raise ValueError(f"not a position in a topic: {where!r}")
+
+
+def to_arrow(element: Partition, messages: Messages) -> pa.RecordBatch:
+    """Messages of one partition as a batch of ``MESSAGES``."""
+    n = len(messages)
+    return pa.RecordBatch.from_arrays(
+        [
+            pa.repeat(pa.scalar(element.topic), n),
+            pa.repeat(pa.scalar(element.partition, pa.int32()), n),
+            pa.array([message.offset() for message in messages], pa.int64()),
+            pa.array([_millis(*message.timestamp()) for message in messages], TIMESTAMP),
+            pa.array([message.key() for message in messages], pa.binary()),
+            pa.array([message.value() for message in messages], pa.binary()),
+            _headers([message.headers() for message in messages]),
+        ],
+        schema=MESSAGES,
+    )
+
+
+def _millis(kind: int, millis: int) -> int | None:
+    return None if kind == TIMESTAMP_NOT_AVAILABLE else millis
+
+
+def _headers(headers: list[list[tuple[str, bytes | None]] | None]) -> pa.Array:
+    """Built column by column: dictionaries would take longer than all other columns together."""
+    if not any(headers):
+        return pa.nulls(len(headers), _HEADERS)
+    ends, names, values = [0], [], []
+    for pairs in headers:
+        for name, value in pairs or ():
+            names.append(name)
+            values.append(value)
+        ends.append(len(names))
+    return pa.ListArray.from_arrays(
+        pa.array(ends, pa.int32()),
+        pa.StructArray.from_arrays(
+            [pa.array(names, pa.string()), pa.array(values, pa.binary())],
+            fields=list(_HEADERS.value_type),
+        ),
+        type=_HEADERS,
+        mask=pa.array([pairs is None for pairs in headers]),
+    )

@@ -1,0 +1,179 @@
+"""Consumers that stand at a position of a partition, kept between the bundles that read it."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import ClassVar, Final
+
+from apache_beam.utils.timestamp import Timestamp
+from confluent_kafka import (
+    Consumer,
+    KafkaError,
+    KafkaException,
+    TopicPartition,
+)
+
+from velocity.io.kafka_config import KafkaConfig
+from velocity.io.kafka_consumer import KafkaReadError, Messages, open_consumer
+
+_LOG: Final = logging.getLogger(__name__)
+_END_WITHIN: Final = 1.0
+"""Seconds for a broker to tell a partition's end while others wait to be read; also how long a
+told end is good for."""
+_KEEP_FOR: Final = 300.0
+"""Seconds for which a reader that no bundle asks for stays open."""
+_SILENCE: Final = 120.0
+"""Seconds without a message after which a bounded read fails, for its messages exist."""
+
+
+class PartitionReader:
+    """A consumer at a position of one partition, kept between the bundles that read it."""
+
+    positions: ClassVar[dict[tuple[str, int], int]] = {}
+    """The offset that comes next, by topic and partition, of all that this process has read; for a
+    display in the same process."""
+
+    def __init__(
+        self,
+        config: KafkaConfig,
+        where: TopicPartition,
+        open: Callable[[KafkaConfig], Consumer],
+        clock: Callable[[], float],
+        now: Callable[[], Timestamp],
+    ) -> None:
+        self._config, self._where = config, where
+        self._clock, self._now = clock, now
+        self._consumer = open(config)
+        self._consumer.assign([where])
+        self._row_at = self._heard_at = clock()
+        self._told_at = float("-inf")
+        self._end: tuple[Timestamp, int] | None = None
+        self.position: int = where.offset
+        """The offset that comes next."""
+
+    def stands_at(self, config: KafkaConfig, topic: str, partition: int, position: int) -> bool:
+        at = (self._config, self._where.topic, self._where.partition, self.position)
+        return at == (config, topic, partition, position)
+
+    def close(self) -> None:
+        self._consumer.close()
+
+    def poll(self, most: int) -> Messages:
+        """The next messages, at most so many; none where there are none for now."""
+        messages: Messages = []
+        consumed: Messages = self._consumer.consume(most, timeout=0.2)
+        for message in consumed:
+            error = message.error()
+            if error is None:
+                messages.append(message)
+                self.position = message.offset() + 1
+            elif error.code() == KafkaError._PARTITION_EOF:
+                self.position = max(self.position, message.offset())
+            else:
+                raise self._failed(error)
+        if consumed:
+            self._heard_at = self._clock()
+        self.positions[self._where.topic, self._where.partition] = self.position
+        return messages
+
+    def lag(self) -> int | None:
+        """How many offsets the broker was ahead when it last gave messages; None before that."""
+        _, end = self._consumer.get_watermark_offsets(self._where, cached=True)
+        return max(end - self.position, 0) if end >= 0 else None
+
+    def row_seen(self) -> None:
+        self._row_at = self._clock()
+
+    def idle_as_of(self, idle_after: float) -> Timestamp | None:
+        """A time before which the partition got nothing but what is read, if for ``idle_after``
+        seconds that gave no row; else None.
+
+        The broker is asked for it: a partition that only can't be reached is not idle, and one
+        that gets nothing but bad messages is, though its end is always a little ahead.
+        """
+        clock = self._clock()
+        if clock - self._row_at < idle_after:
+            return None
+        told = clock - self._told_at
+        # an end that is not reached for long may have gone with the leader that told it
+        due = self._end is None or self._is_past_end() or told >= idle_after
+        if due and told >= _END_WITHIN:
+            self._told_at, asked_at = clock, self._now()
+            try:
+                _, end = self._consumer.get_watermark_offsets(self._where, timeout=_END_WITHIN)
+            except KafkaException as error:
+                _LOG.warning("the end of %s is not known: %s", self._where, error.args[0].str())
+            else:
+                self._end = asked_at, end
+        return self._end[0] if self._end and self._is_past_end() else None
+
+    def expect_more(self) -> None:
+        """Raises ``KafkaReadError`` if nothing has come for two minutes."""
+        if self._clock() - self._heard_at > _SILENCE:
+            raise self._error(
+                f"nothing has come for {_SILENCE:.0f} s",
+                "is the broker up, and no transaction left open?",
+            )
+
+    def _is_past_end(self) -> bool:
+        return self._end is not None and self.position >= self._end[1]
+
+    def _failed(self, error: KafkaError) -> KafkaReadError:
+        remedy = "see the broker's log; the bundle is tried again by the runner"
+        if error.code() == KafkaError._AUTO_OFFSET_RESET:
+            remedy = "the broker does not have it; choose a start that it has, such as 'earliest'"
+        return self._error(error.str(), remedy)
+
+    def _error(self, cause: str, remedy: str) -> KafkaReadError:
+        return KafkaReadError(
+            f"cannot read topic {self._where.topic!r} partition {self._where.partition} "
+            f"at offset {self.position}: {cause}; {remedy}"
+        )
+
+
+class Readers:
+    """The readers of a process that no bundle uses just now, for the next ones to take."""
+
+    def __init__(
+        self,
+        open: Callable[[KafkaConfig], Consumer] = open_consumer,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], Timestamp] = Timestamp.now,
+    ) -> None:
+        """``clock`` is in seconds and never goes back; ``now`` is the time of the world."""
+        self.clock = clock
+        self._open, self._now = open, now
+        self._kept: list[tuple[float, PartitionReader]] = []
+        self._lock = threading.Lock()
+
+    def take(self, config: KafkaConfig, topic: str, partition: int, start: int) -> PartitionReader:
+        """The kept reader that stands at ``start``, or a new one."""
+        with self._lock:
+            for entry in self._kept:
+                if entry[1].stands_at(config, topic, partition, start):
+                    self._kept.remove(entry)
+                    return entry[1]
+        where = TopicPartition(topic, partition, start)
+        return PartitionReader(config, where, self._open, self.clock, self._now)
+
+    def give_back(self, reader: PartitionReader) -> None:
+        """Keeps a reader, and closes those that no bundle has asked for lately."""
+        now = self.clock()
+        with self._lock:
+            stale = [entry for entry in self._kept if now - entry[0] > _KEEP_FOR]
+            self._kept = [entry for entry in self._kept if entry not in stale]
+            self._kept.append((now, reader))
+        for _, old in stale:
+            old.close()
+
+    def close(self) -> None:
+        """Closes what is kept; who asks for it later gets a new one."""
+        with self._lock:
+            kept, self._kept = self._kept, []
+        for _, reader in kept:
+            reader.close()
+
+
+READERS: Final = Readers()
+"""Those of this process."""

@@ -1,0 +1,324 @@
+"""What crosses Velocity's borders: messages in, documents and dead letters out.
+
+Between the borders the element is a ``pyarrow.RecordBatch``; importing this module registers its
+coder with Beam.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any, Final, NamedTuple, Protocol
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.coders import Coder, registry
+from apache_beam.metrics import Metrics
+
+TIMESTAMP: Final = pa.timestamp("ms", tz="UTC")
+"""Every time in Velocity: milliseconds, the finest that all runners keep."""
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+MESSAGE: Final = "_message"
+"""The column that carries each row's message of origin through the graph."""
+
+MESSAGES: Final = pa.schema(
+    [
+        pa.field("topic", pa.string(), nullable=False),
+        pa.field("partition", pa.int32()),
+        pa.field("offset", pa.int64()),
+        pa.field("timestamp", TIMESTAMP),
+        pa.field("key", pa.binary()),
+        pa.field("value", pa.binary()),
+        pa.field(
+            "headers",
+            pa.list_(pa.struct([pa.field("name", pa.string()), pa.field("value", pa.binary())])),
+        ),
+    ]
+)
+"""Messages as a broker holds them. ``timestamp`` is the broker's, null where it gave none;
+``value`` is null for a tombstone. Of a rejected document ``topic`` is its index, ``key`` its id
+and ``value`` its JSON; it has no partition and no offset."""
+
+DEAD_LETTERS: Final = pa.schema(
+    [
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("cause", pa.string(), nullable=False),
+        pa.field("error", pa.string(), nullable=False),
+        pa.field("failed_at", TIMESTAMP, nullable=False),
+        pa.field("attempt", pa.int32(), nullable=False),
+        *MESSAGES,
+    ]
+)
+"""A message that could not be carried to its end, whole, with where and why it stopped.
+``attempt`` counts from 1; what is replayed and fails again comes back with the next number."""
+
+
+class Stage(StrEnum):
+    """The step of the graph at which a dead letter left it."""
+
+    DECODE = "decode"
+    DERIVE = "derive"
+    ENRICH = "enrich"
+    METRICS = "metrics"
+    SINK = "sink"
+
+
+class Cause(StrEnum):
+    """Why a dead letter left the graph: a closed list, so that alerts can name its members."""
+
+    EMPTY = "empty"
+    NOT_UTF8 = "not_utf8"
+    INVALID_JSON = "invalid_json"
+    NOT_AN_OBJECT = "not_an_object"
+    SEVERAL_DOCUMENTS = "several_documents"
+    TOO_LARGE = "too_large"
+    WRONG_TYPE = "wrong_type"
+    MISSING_FIELD = "missing_field"
+    FUTURE_EVENT_TIME = "future_event_time"
+    EXPRESSION_FAILED = "expression_failed"
+    KEY_NOT_FOUND = "key_not_found"
+    SERVICE_FAILED = "service_failed"
+    WRONG_ANSWER = "wrong_answer"
+    REJECTED = "rejected"
+
+
+class WithDeadLetters(NamedTuple):
+    """What a step puts out: its rows, and all dead letters up to and including its own.
+
+    A step takes either this or a bare PCollection, so that steps chain with ``|`` and the dead
+    letters travel along to whoever writes them.
+    """
+
+    main: beam.PCollection
+    dead_letters: beam.PCollection
+
+    @classmethod
+    def joining(
+        cls, given: Any, main: beam.PCollection, dead_letters: beam.PCollection
+    ) -> "WithDeadLetters":
+        """A step's own outputs, joined with the dead letters that came with what it was given."""
+        if isinstance(given, WithDeadLetters):
+            both = (given.dead_letters, dead_letters)
+            dead_letters = both | "Dead letters so far" >> beam.Flatten()
+        return cls(main, dead_letters)
+
+
+def main_of(given: Any) -> beam.PCollection:
+    """What a step works on: the main output of the step before, or a PCollection as it is."""
+    return given.main if isinstance(given, WithDeadLetters) else given
+
+
+class Answers(NamedTuple):
+    """What a lookup found out about the keys it was asked for; each key is in one of the three."""
+
+    found: Mapping[str, Mapping[str, Any]]
+    missing: frozenset[str]
+    """Keys that the service does not know."""
+    failed: Mapping[str, str]
+    """Keys that could not be looked up, each with the error."""
+    counts: Mapping[str, int]
+    """What it took, by counter name: ``rest_calls``, ``cache_hits`` and the like."""
+
+
+class Lookup(Protocol):
+    """Finds what is known of keys. It is pickled with the graph, and opens nothing until asked."""
+
+    def lookup(self, keys: Sequence[str]) -> Answers:
+        """Answers for keys, each given once. Blocks until all are answered or have failed."""
+
+
+class Decoded(NamedTuple):
+    """A batch of messages split into typed rows and dead letters; either may have no rows."""
+
+    rows: pa.RecordBatch
+    dead_letters: pa.RecordBatch
+
+
+class Decoder(Protocol):
+    """Turns a batch of ``MESSAGES`` into typed rows. It is pickled with the graph."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the decoded rows: the job's fields, then ``MESSAGE``."""
+
+    @property
+    def event_time(self) -> str:
+        """The decoded column (type ``TIMESTAMP``, no nulls) that holds each row's event time."""
+
+    def decode(self, messages: pa.RecordBatch) -> Decoded: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One metric of one key in one window, as far as it is known.
+
+    ``id`` names what is counted and ``version`` how far: of two documents with one id the one of
+    the greater version knows more. Neither depends on the run that made it.
+
+    >>> early = Document("orders", "m", 0, 60_000, {"city": "Bandung"}, {"n": 2}, 2, "early", "1")
+    >>> on_time = Document("orders", "m", 0, 60_000, {"city": "Bandung"}, {"n": 2}, 2, "on_time", "1")
+    >>> early.version, on_time.version
+    (4, 5)
+    """
+
+    job: str
+    metric: str
+    window_start: int
+    """Epoch milliseconds, inclusive."""
+    window_end: int
+    """Epoch milliseconds, exclusive."""
+    dimensions: Mapping[str, Any]
+    values: Mapping[str, Any]
+    events: int
+    pane: str
+    """``early``, ``on_time`` or ``late``."""
+    id: str
+
+    @property
+    def version(self) -> int:
+        """Twice the events counted, and one more once the watermark has passed the window."""
+        return 2 * self.events + (self.pane != "early")
+
+    def body(self, written_at: datetime) -> dict[str, Any]:
+        """The JSON object that a store keeps.
+
+        >>> d = Document("orders", "m", 0, 60_000, {"city": "Bandung"}, {"n": 2}, 2, "late", "1")
+        >>> d.body(datetime(2026, 1, 1, tzinfo=UTC))  # doctest: +NORMALIZE_WHITESPACE
+        {'@timestamp': '1970-01-01T00:00:00.000Z', 'job': 'orders', 'metric': 'm',
+         'window_start': '1970-01-01T00:00:00.000Z', 'window_end': '1970-01-01T00:01:00.000Z',
+         'dimensions': {'city': 'Bandung'}, 'values': {'n': 2}, 'events': 2, 'pane': 'late',
+         'written_at': '2026-01-01T00:00:00.000Z'}
+        """
+        start = rfc3339(self.window_start)
+        return {
+            "@timestamp": start,
+            "job": self.job,
+            "metric": self.metric,
+            "window_start": start,
+            "window_end": rfc3339(self.window_end),
+            "dimensions": dict(self.dimensions),
+            "values": dict(self.values),
+            "events": self.events,
+            "pane": self.pane,
+            "written_at": rfc3339((written_at - _EPOCH) // timedelta(milliseconds=1)),
+        }
+
+
+def rfc3339(millis: int) -> str:
+    """Epoch milliseconds as a UTC time of RFC 3339.
+
+    >>> rfc3339(1_767_225_600_123)
+    '2026-01-01T00:00:00.123Z'
+    """
+    seconds, rest = divmod(millis, 1000)
+    time = datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
+    return f"{time.isoformat()}.{rest:03d}Z"  # %Y would write the year 7 as 7
+
+
+def now() -> datetime:
+    """The wall clock, which dates what is written and what failed; never an event's time."""
+    return datetime.now(UTC)
+
+
+def counter(name: str) -> Any:
+    """The Beam counter of that name; outside a bundle it counts nothing."""
+    return Metrics.counter("velocity", name)
+
+
+def gauge(name: str) -> Any:
+    """The Beam gauge of that name: of what is set, the latest counts."""
+    return Metrics.gauge("velocity", name)
+
+
+def dead_letters(
+    messages: pa.RecordBatch,
+    *,
+    stage: Stage,
+    causes: Iterable[Cause],
+    errors: Iterable[str],
+    failed_at: datetime,
+    attempt: int = 1,
+) -> pa.RecordBatch:
+    """Envelopes (``DEAD_LETTERS``) for messages (``MESSAGES``), a cause and an error each.
+
+    Inside a bundle each is counted too, as ``dead_letters_<cause>``.
+    """
+    n = messages.num_rows
+    causes = list(causes)
+    for cause, count in Counter(causes).items():
+        counter(f"dead_letters_{cause}").inc(count)
+    return pa.RecordBatch.from_arrays(
+        [
+            pa.array([stage.value] * n, pa.string()),
+            pa.array([cause.value for cause in causes], pa.string()),
+            pa.array(list(errors), pa.string()),
+            pa.array([failed_at] * n, TIMESTAMP),
+            pa.array([attempt] * n, pa.int32()),
+            *messages.columns,
+        ],
+        schema=DEAD_LETTERS,
+    )
+
+
+def messages(
+    values: Sequence[bytes | None],
+    *,
+    topic: str = "",
+    partition: int = 0,
+    timestamp: datetime | None = None,
+) -> pa.RecordBatch:
+    """A batch of ``MESSAGES`` made by hand: offsets from 0, no keys, no headers.
+
+    >>> messages([b"{}", None], topic="orders").select(["offset", "value"]).to_pylist()
+    [{'offset': 0, 'value': b'{}'}, {'offset': 1, 'value': None}]
+    """
+    n = len(values)
+    return pa.RecordBatch.from_arrays(
+        [
+            pa.repeat(topic, n),
+            pa.repeat(pa.scalar(partition, pa.int32()), n),
+            pa.array(range(n), pa.int64()),
+            pa.repeat(pa.scalar(timestamp, TIMESTAMP), n),
+            pa.nulls(n, pa.binary()),
+            pa.array(values, pa.binary()),
+            pa.nulls(n, MESSAGES.field("headers").type),
+        ],
+        schema=MESSAGES,
+    )
+
+
+def messages_of(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """The messages (``MESSAGES``) that decoded rows came from."""
+    return pa.RecordBatch.from_arrays(rows[MESSAGE].flatten(), schema=MESSAGES)
+
+
+class RecordBatchCoder(Coder):
+    """A batch as one Arrow IPC stream; decoding copies nothing.
+
+    >>> batch = pa.RecordBatch.from_pydict({"city": ["Bandung", None]})
+    >>> coder = RecordBatchCoder()
+    >>> coder.decode(coder.encode(batch)).equals(batch)
+    True
+    """
+
+    def encode(self, value: pa.RecordBatch) -> bytes:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, value.schema) as writer:
+            writer.write_batch(value)
+        return bytes(sink.getvalue())
+
+    def decode(self, encoded: bytes) -> pa.RecordBatch:
+        with pa.ipc.open_stream(encoded) as reader:
+            return reader.read_next_batch()
+
+    def is_deterministic(self) -> bool:
+        return False
+
+    def to_type_hint(self) -> Any:
+        return pa.RecordBatch
+
+
+registry.register_coder(pa.RecordBatch, RecordBatchCoder)

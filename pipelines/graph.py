@@ -1,0 +1,272 @@
+"""From a job to its graph: each part of the job file becomes one PTransform, and they are chained."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from typing import Any, Literal
+
+import apache_beam as beam
+import pyarrow as pa
+
+from velocity.io.dead_letters import WriteDeadLettersToParquet
+from velocity.io.dead_letters_kafka import WriteDeadLettersToKafka
+from velocity.io.elastic import WriteToElasticsearch
+from velocity.io.kafka import ReadFromKafka
+from velocity.io.kafka_config import KafkaConfig
+from velocity.io.kafka_consumer import Offsets
+from velocity.io.rest import Cache, RestLookup, Retries, Timeouts
+from velocity.io.sqlite import WriteToSqlite
+from velocity.pipelines.job import VARIABLE, EnrichmentSpec, Job, MetricSpec, WindowSpec
+from velocity.transforms.decode import JsonDecoder
+from velocity.transforms.derive import Derive, Where
+from velocity.transforms.enrich import Added, Enrich, Enrichment
+from velocity.transforms.fields import Field
+from velocity.transforms.metrics import WindowedMetrics
+from velocity.transforms.partials import Metric
+from velocity.transforms.windows import Fixed, Session, Sliding, Window
+
+Until = Literal["latest"] | datetime | Offsets | None
+"""Where reading stops, as ``ReadFromKafka`` takes it; None is never."""
+
+
+class JobError(ValueError):
+    """A part of a job that can't be used: its place in the file, and what is wrong."""
+
+    def __init__(self, error: str, *place: str | int) -> None:
+        super().__init__(error, *place)
+        self.error, self.place = error, place
+
+    def __str__(self) -> str:
+        return f"{'.'.join(map(str, self.place))}: {self.error}"
+
+
+class UnsetVariable(JobError):
+    """The job refers to an environment variable that is not set."""
+
+    def __init__(self, variable: str, *place: str | int) -> None:
+        super().__init__(f"the environment variable {variable} is not set", *place)
+        self.args = (variable, *place)  # what unpickling calls it with
+        self.variable = variable
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The parts of a job as transforms, each usable alone; ``apply`` chains them.
+
+    ``environment`` gives the values of ``${NAME}``; only the parts that reach outside (``read``,
+    ``enrichments``, ``sinks`` and ``dead_letters``) need it. Each part raises ``JobError`` if what
+    the job says of it can't be used.
+    """
+
+    job: Job
+    environment: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
+
+    @cached_property
+    def decoder(self) -> JsonDecoder:
+        """Of messages into the job's fields."""
+        source = self.job.source
+        fields = {name: Field(spec.type, spec.required) for name, spec in self.job.fields.items()}
+        with _at("source", "event_time"):
+            return JsonDecoder(fields, source.event_time, max_future=source.max_future)
+
+    def read(self, until: Until = None) -> ReadFromKafka:
+        """Of the job's topics, decoded; bounded if ``until`` says where to stop."""
+        source, place = self.job.source, ("source", "kafka", "topics")
+        topics = [self._text(topic, *place) for topic in source.kafka.topics]
+        with _at(*place):
+            return ReadFromKafka(
+                self._kafka,
+                topics,
+                decoder=self.decoder,
+                start=source.kafka.start,
+                stop=until,
+                disorder=source.disorder,
+                idle_after=source.idle_after,
+            )
+
+    @cached_property
+    def filter(self) -> Where | None:
+        if self.job.filter is None:
+            return None
+        with _at("filter"):
+            return Where(self.job.filter, schema=self.decoder.schema)
+
+    @cached_property
+    def enriched_schema(self) -> pa.Schema:
+        """Of rows after all enrichments."""
+        schema = self.decoder.schema
+        for i, spec in enumerate(self.job.enrich):
+            with _at("enrich", i):
+                schema = Enrichment(spec.key, _added(spec), name=spec.name).schema(schema)
+        return schema
+
+    @cached_property
+    def enrichments(self) -> Sequence[Enrich]:
+        """By REST, in the job's order."""
+        return [self._enrich(i, spec) for i, spec in enumerate(self.job.enrich)]
+
+    @cached_property
+    def derive(self) -> Derive | None:
+        if not self.job.derive:
+            return None
+        with _at("derive"):
+            return Derive(self.job.derive, schema=self.enriched_schema)
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """Of the rows that metrics are computed from."""
+        return self.derive.schema if self.derive else self.enriched_schema
+
+    @cached_property
+    def metrics(self) -> WindowedMetrics:
+        metrics = []
+        for i, spec in enumerate(self.job.metrics):
+            with _at("metrics", i):
+                metrics.append(self._metric(spec))
+        return self._windowed(metrics)
+
+    @cached_property
+    def sinks(self) -> Mapping[str, beam.PTransform]:
+        """By name."""
+        sinks: dict[str, beam.PTransform] = {}
+        if spec := self.job.sinks.elasticsearch:
+            place = ("sinks", "elasticsearch")
+            user = self._optional(spec.username, *place, "username")
+            password = self._optional(spec.password, *place, "password")
+            with _at(*place):
+                sinks["elasticsearch"] = WriteToElasticsearch(
+                    [url.strip() for url in self._text(spec.url, *place, "url").split(",")],
+                    self._text(spec.index, *place, "index"),
+                    api_key=self._optional(spec.api_key, *place, "api_key"),
+                    basic_auth=(user, password) if user and password else None,
+                    ca_certs=self._optional(spec.ca_certs, *place, "ca_certs"),
+                )
+        if self.job.sinks.sqlite:
+            path = self._text(self.job.sinks.sqlite.path, "sinks", "sqlite", "path")
+            with _at("sinks", "sqlite"):
+                sinks["sqlite"] = WriteToSqlite(path)
+        return sinks
+
+    @cached_property
+    def dead_letters(self) -> beam.PTransform:
+        spec, job = self.job.dead_letters, self.job.job
+        with _at("dead_letters"):
+            if spec.parquet is not None:
+                path = self._text(spec.parquet, "dead_letters", "parquet")
+                return WriteDeadLettersToParquet(path, job=job)
+            topic = self._text(spec.kafka or "", "dead_letters", "kafka")
+            return WriteDeadLettersToKafka(topic, self._kafka, job=job)
+
+    def apply(self, pipeline: beam.Pipeline, until: Until = None) -> None:
+        """Adds the whole job to a pipeline."""
+        flow: Any = pipeline | "Read" >> self.read(until)
+        if self.filter:
+            flow = flow | "Filter" >> self.filter
+        for enrich in self.enrichments:
+            flow = flow | enrich
+        if self.derive:
+            flow = flow | "Derive" >> self.derive
+        documents, dead = flow | "Metrics" >> self.metrics
+        dead = [dead, *(documents | f"Write to {name}" >> s for name, s in self.sinks.items())]
+        dead | "All dead letters" >> beam.Flatten() | "Write dead letters" >> self.dead_letters
+
+    @cached_property
+    def _kafka(self) -> KafkaConfig:
+        spec, place = self.job.source.kafka, ("source", "kafka")
+        options = {
+            name: self._text(value, *place, "options", name) if isinstance(value, str) else value
+            for name, value in spec.options.items()
+        }
+        servers = self._text(spec.bootstrap_servers, *place, "bootstrap_servers")
+        with _at(*place):
+            return KafkaConfig(servers, options)
+
+    def _enrich(self, i: int, spec: EnrichmentSpec) -> Enrich:
+        place = ("enrich", i)
+        url = self._text(spec.get, *place, "get")
+        headers = {n: self._text(v, *place, "headers", n) for n, v in spec.headers.items()}
+        with _at(*place):
+            lookup = RestLookup(
+                url,
+                id=spec.id,
+                max_keys=spec.max_keys,
+                items=spec.items,
+                headers=headers,
+                timeouts=Timeouts(
+                    spec.timeouts.connect.total_seconds(), spec.timeouts.read.total_seconds()
+                ),
+                retries=Retries(spec.retries),
+                cache=Cache(
+                    spec.cache.ttl.total_seconds(),
+                    spec.cache.missing_ttl.total_seconds(),
+                    spec.cache.size,
+                ),
+                concurrency=spec.concurrency,
+            )
+            return Enrich(
+                lookup,
+                key=spec.key,
+                add=_added(spec),
+                on_missing=spec.on_missing,
+                on_error=spec.on_error,
+                name=spec.name,
+            )
+
+    def _metric(self, spec: MetricSpec) -> Metric:
+        metric = Metric(
+            spec.name,
+            spec.values,
+            _window(spec.window),
+            by=spec.by,
+            where=spec.where,
+            early=spec.emit.early,
+            lateness=spec.emit.lateness,
+        )
+        self._windowed([metric])  # what is wrong with it is said with its place
+        return metric
+
+    def _windowed(self, metrics: Sequence[Metric]) -> WindowedMetrics:
+        return WindowedMetrics(
+            metrics, schema=self.schema, event_time=self.job.source.event_time, job=self.job.job
+        )
+
+    def _text(self, text: str, *place: str | int) -> str:
+        """The text with the values of the environment in place of ``${NAME}``."""
+
+        def value(match: re.Match[str]) -> str:
+            if match[1] not in self.environment:
+                raise UnsetVariable(match[1], *place)
+            return self.environment[match[1]]
+
+        return VARIABLE.sub(value, text)
+
+    def _optional(self, text: str | None, *place: str | int) -> str | None:
+        return None if text is None else self._text(text, *place)
+
+
+@contextmanager
+def _at(*place: str | int) -> Iterator[None]:
+    """Says of an error where in the job it is."""
+    try:
+        yield
+    except JobError:
+        raise
+    except ValueError as error:
+        raise JobError(str(error), *place) from error
+
+
+def _added(spec: EnrichmentSpec) -> dict[str, Added]:
+    return {column: Added(added.path, added.type) for column, added in spec.add.items()}
+
+
+def _window(spec: WindowSpec) -> Window:
+    if spec.fixed is not None:
+        return Fixed(spec.fixed, spec.offset) if spec.offset else Fixed(spec.fixed)
+    if spec.sliding is not None and spec.every is not None:
+        return Sliding(spec.sliding, spec.every)
+    assert spec.session is not None  # the model has made sure
+    return Session(spec.session)

@@ -1,0 +1,415 @@
+"""What a job file may say: the model of ``pipelines/*.yaml``, and its one documentation."""
+
+import re
+from datetime import timedelta
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    PlainSerializer,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
+
+_UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_DURATION = re.compile(r"(-?)((?:\d+(?:ms|s|m|h|d))+)")
+
+
+def parse_duration(text: object) -> timedelta:
+    """A duration as a job writes it: numbers with the units d, h, m, s and ms.
+
+    >>> parse_duration("1h30m"), parse_duration("-7h"), parse_duration("500ms")
+    (datetime.timedelta(seconds=5400), datetime.timedelta(days=-1, seconds=61200), \
+datetime.timedelta(microseconds=500000))
+    """
+    if isinstance(text, timedelta):
+        return text
+    match = _DURATION.fullmatch(text) if isinstance(text, str) else None
+    if not match:
+        raise ValueError("a duration such as 10s, 1h30m or 500ms is wanted (units: d h m s ms)")
+    parts = re.findall(r"(\d+)(ms|s|m|h|d)", match[2])
+    millis = sum(int(number) * _UNITS[unit] for number, unit in parts)
+    try:
+        return timedelta(milliseconds=-millis if match[1] else millis)
+    except OverflowError:
+        raise ValueError("a duration of less than a million days is wanted") from None
+
+
+def format_duration(duration: timedelta) -> str:
+    """The shortest way to write a duration.
+
+    >>> format_duration(timedelta(minutes=90)), format_duration(timedelta(0))
+    ('1h30m', '0s')
+    """
+    millis, text = abs(duration) // timedelta(milliseconds=1), ""
+    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):
+        count, millis = divmod(millis, size)
+        text += f"{count}{unit}" if count else ""
+    return ("-" if duration < timedelta(0) else "") + (text or "0s")
+
+
+_PATTERN = r"(\d+(ms|s|m|h|d))+"
+
+
+def _not_negative(duration: timedelta) -> timedelta:
+    if duration < timedelta(0):
+        raise ValueError("a duration of 0s or more is wanted")
+    return duration
+
+
+def _written(pattern: str) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "pattern": pattern, "examples": ["10s", "1h30m"]})
+
+
+Shift = Annotated[
+    timedelta,
+    BeforeValidator(parse_duration),
+    PlainSerializer(format_duration),
+    _written(f"^-?{_PATTERN}$"),
+]
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(parse_duration),
+    AfterValidator(_not_negative),
+    PlainSerializer(format_duration),
+    _written(f"^{_PATTERN}$"),
+]
+NAME: Final = r"^[a-z][a-z0-9_]*$"
+COLUMN: Final = r"^[A-Za-z][A-Za-z0-9_]*$"
+VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+"""In text, what stands for an environment variable."""
+
+Name = Annotated[str, Field(pattern=NAME, max_length=64)]
+Column = Annotated[str, Field(pattern=COLUMN, max_length=128)]
+Expression = Annotated[str, Field(min_length=1)]
+Type = Literal["string", "int64", "double", "bool", "timestamp"]
+FieldType = Literal["string", "int64", "double", "bool", "timestamp", "timestamp_ms"]
+
+
+def _or_null(*choices: str) -> Any:
+    """In YAML ``null`` without quotes is no text; here it means what it says."""
+    return (
+        BeforeValidator(lambda given: "null" if given is None else given),
+        WithJsonSchema({"enum": [None, "null", *choices]}),
+    )
+
+
+OnMissing = Annotated[Literal["null", "dead_letter"], *_or_null("dead_letter")]
+OnError = Annotated[Literal["fail", "dead_letter", "null"], *_or_null("fail", "dead_letter")]
+
+
+class Model(BaseModel):
+    """Unknown keys are errors; a model does not change once it is made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Shorthand(Model):
+    """A model that may be written as one string, the value of the key ``_shorthand`` names."""
+
+    @classmethod
+    def _shorthand(cls) -> str:
+        raise NotImplementedError
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, given: Any) -> Any:
+        return {cls._shorthand(): given} if isinstance(given, str) else given
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        whole = handler.resolve_ref_schema(handler(core))
+        short = whole["properties"][cls._shorthand()]
+        return {"anyOf": [{k: v for k, v in short.items() if k != "default"}, whole]}
+
+
+class FieldSpec(Shorthand):
+    """A field of the events. Short: its type alone."""
+
+    type: FieldType = Field(
+        description="`timestamp` is a string of RFC 3339, `timestamp_ms` epoch milliseconds."
+    )
+    required: bool = Field(
+        False, description="Whether an event without it goes to the dead letters."
+    )
+
+    @classmethod
+    def _shorthand(cls) -> str:
+        return "type"
+
+
+class KafkaSource(Model):
+    """Topics to read."""
+
+    bootstrap_servers: str = Field(description="`HOST:PORT`, several with commas between.")
+    topics: list[str] = Field(min_length=1, description="Names of topics.")
+    start: Literal["earliest", "latest"] | AwareDatetime = Field(
+        "earliest",
+        description="Where a job that has no position yet starts: an end, or a time (RFC 3339).",
+    )
+    options: dict[str, str | int | float | bool] = Field(
+        default_factory=dict,
+        description="librdkafka's own options, security among them; secrets as `${ENV}`.",
+    )
+
+
+class Source(Model):
+    """Where events come from, and what time they happened."""
+
+    kafka: KafkaSource
+    format: Literal["json"] = Field("json", description="One JSON object in each message.")
+    event_time: Column = Field(description="The field that says when an event happened.")
+    disorder: Duration = Field(
+        timedelta(seconds=30),
+        description="How far behind the latest event of its partition an event may come and still "
+        "be in time: the watermark keeps that distance.",
+    )
+    idle_after: Duration = Field(
+        timedelta(seconds=60),
+        description="After how long a partition without events no longer holds windows open.",
+    )
+    max_future: Duration = Field(
+        timedelta(minutes=10),
+        description="How far past the broker's timestamp an event time may be; what claims more "
+        "goes to the dead letters and can't drag the watermark along.",
+    )
+
+
+class AddedSpec(Shorthand):
+    """A column that an enrichment adds. Short: its path alone."""
+
+    path: str = Field(description="Where the answer has it; dots go into objects: `address.city`.")
+    type: Type = Field("string", description="Of the column; another in the answer is an error.")
+
+    @classmethod
+    def _shorthand(cls) -> str:
+        return "path"
+
+
+class CacheSpec(Model):
+    """What is remembered of the answers, in each worker process."""
+
+    ttl: Duration = Field(timedelta(minutes=10), description="How long an answer holds.")
+    missing_ttl: Duration = Field(
+        timedelta(seconds=30), description="How long it holds that a key is not known."
+    )
+    size: int = Field(100_000, ge=1, description="Answers, at most.")
+
+
+class TimeoutSpec(Model):
+    """How long a call may take."""
+
+    connect: Duration = Field(timedelta(seconds=2), description="To reach the service.")
+    read: Duration = Field(timedelta(seconds=10), description="From one byte to the next.")
+
+
+class EnrichmentSpec(Model):
+    """A REST service that knows more of a key; many keys are asked for in one call."""
+
+    name: Name = Field(description="Stands in errors and in the plan.")
+    get: str = Field(
+        description="The address to GET; `{keys}` becomes the keys, with commas between."
+    )
+    key: Column = Field(description="The column that holds the key.")
+    id: str = Field(description="The field of each answered object that holds its key.")
+    items: str | None = Field(
+        None, description="Where the answer holds the list of objects; without, it is the list."
+    )
+    add: dict[Column, AddedSpec] = Field(min_length=1, description="The columns to add.")
+    max_keys: int = Field(100, ge=1, description="Keys in one call, at most.")
+    headers: dict[str, str] = Field(
+        default_factory=dict, description="Sent with each call; secrets as `${ENV}`."
+    )
+    concurrency: int = Field(8, ge=1, le=256, description="Calls at a time, in each process.")
+    timeouts: TimeoutSpec = Field(default_factory=TimeoutSpec)
+    retries: int = Field(5, ge=0, le=100, description="How often a failed call is made again.")
+    cache: CacheSpec = Field(default_factory=CacheSpec)
+    on_missing: OnMissing = Field(
+        "null", description="What becomes of events whose key the service does not know."
+    )
+    on_error: OnError = Field(
+        "fail",
+        description="What becomes of events whose key can't be looked up after all retries; "
+        "`fail` fails the bundle, and the runner tries it again.",
+    )
+
+
+class WindowSpec(Model):
+    """Exactly one of `fixed`, `sliding` (with `every`) and `session`."""
+
+    fixed: Duration | None = Field(None, description="The length of windows side by side.")
+    offset: Shift | None = Field(
+        None, description="With `fixed`: shifts the start, `-7h` for days in Jakarta."
+    )
+    sliding: Duration | None = Field(None, description="The length of windows that overlap.")
+    every: Duration | None = Field(None, description="With `sliding`: from start to start.")
+    session: Duration | None = Field(
+        None, description="The gap that ends a session of a key's events."
+    )
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "WindowSpec":
+        if sum(kind is not None for kind in (self.fixed, self.sliding, self.session)) != 1:
+            raise ValueError("give exactly one of fixed, sliding and session")
+        if (self.every is None) != (self.sliding is None):
+            raise ValueError("sliding and every go together")
+        if self.sliding is not None and self.every is not None and self.every > self.sliding:
+            raise ValueError("every is longer than sliding: events between windows would not count")
+        if self.offset is not None and self.fixed is None:
+            raise ValueError("offset goes with fixed")
+        return self
+
+
+class EmitSpec(Model):
+    """When a window's document is written."""
+
+    early: Duration | None = Field(
+        None,
+        description="While the window is open: so often (whole seconds), marked `early`. "
+        "Without it, once the watermark has passed the window.",
+    )
+    lateness: Duration = Field(
+        timedelta(0),
+        description="How long after that late events still correct the document, marked `late`.",
+    )
+
+
+class MetricSpec(Model):
+    """One metric: a document for each key and window."""
+
+    name: Name = Field(description="Of the documents.")
+    description: str = Field("", description="For people.")
+    where: Expression | None = Field(None, description="A SQL condition: which events count.")
+    by: list[Column] = Field(default_factory=list, description="The columns that make the key.")
+    window: WindowSpec
+    emit: EmitSpec = Field(default_factory=EmitSpec)
+    values: dict[Name, Expression] = Field(
+        min_length=1,
+        description="Names with aggregates: `count()`, `count(x)`, `sum(x)`, `min(x)`, `max(x)`, "
+        "`mean(x)`, `distinct(x)`, `percentile(x, 95)`; x is a SQL expression of one row.",
+    )
+
+
+class ElasticsearchSink(Model):
+    """Documents into Elasticsearch 8 or 9."""
+
+    url: str = Field(description="`http://HOST:PORT`, several with commas between.")
+    index: str = Field(
+        description="Name of the index; may hold `{window_start:%Y.%m}`, `{job}` and `{metric}`."
+    )
+    api_key: str | None = Field(None, description="As `${ENV}`.")
+    username: str | None = Field(None, description="With `password`; instead of `api_key`.")
+    password: str | None = Field(None, description="As `${ENV}`.")
+    ca_certs: str | None = Field(
+        None, description="File with the certificate of the authority that signed the server's."
+    )
+
+    @model_validator(mode="after")
+    def _one_identity(self) -> "ElasticsearchSink":
+        if (self.username is None) != (self.password is None):
+            raise ValueError("username and password go together")
+        if self.api_key is not None and self.username is not None:
+            raise ValueError("give api_key, or username and password, not both")
+        return self
+
+
+class SqliteSink(Model):
+    """Documents into a SQLite file, for one machine."""
+
+    path: str = Field(description="Of the file; it is made if it is not there.")
+
+
+class Sinks(Model):
+    """Where documents go: one, or both, with the same documents."""
+
+    elasticsearch: ElasticsearchSink | None = None
+    sqlite: SqliteSink | None = None
+
+    @model_validator(mode="after")
+    def _any(self) -> "Sinks":
+        if not (self.elasticsearch or self.sqlite):
+            raise ValueError("give elasticsearch or sqlite, or both")
+        return self
+
+
+class DeadLetterSpec(Model):
+    """Where events go that can't be carried to their end: exactly one."""
+
+    kafka: str | None = Field(None, description="A topic of the source's cluster.")
+    parquet: str | None = Field(None, description="A folder.")
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "DeadLetterSpec":
+        if (self.kafka is None) == (self.parquet is None):
+            raise ValueError("give exactly one of kafka and parquet")
+        return self
+
+
+class Job(Model):
+    """A job: events in, metrics out.
+
+    Text may hold `${NAME}`, which stands for the environment variable when the job runs; wherever
+    the job is printed it stands for itself.
+    """
+
+    job: Name = Field(description="Its name, in every document and dead letter.")
+    description: str = Field("", description="For people.")
+    source: Source
+    fields: dict[Column, FieldSpec] = Field(
+        min_length=1, description="The fields of an event that are read; others are ignored."
+    )
+    filter: Expression | None = Field(
+        None, description="A SQL condition: events that don't meet it are left out, unenriched."
+    )
+    enrich: list[EnrichmentSpec] = Field(
+        default_factory=list, description="In this order, each sees what those before added."
+    )
+    derive: dict[Column, Expression] = Field(
+        default_factory=dict, description="Columns computed after enrichment, by SQL expressions."
+    )
+    metrics: list[MetricSpec] = Field(min_length=1, description="What is counted.")
+    sinks: Sinks
+    dead_letters: DeadLetterSpec
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> "Job":
+        for key, names in (
+            ("enrich", [enrichment.name for enrichment in self.enrich]),
+            ("metrics", [metric.name for metric in self.metrics]),
+        ):
+            for i, name in enumerate(names):
+                if name in names[:i]:
+                    raise PydanticCustomError(
+                        "duplicate_name",
+                        "{key}: the name {name} is given twice",
+                        {"key": key, "name": name, "place": (key, i, "name")},
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _columns_differ_by_more_than_case(self) -> "Job":
+        """SQL does not tell ``id`` from ``ID``."""
+        places: dict[str, tuple[str | int, ...]] = {}
+        for place in (
+            *(("fields", name) for name in self.fields),
+            *(("enrich", i, "add", name) for i, e in enumerate(self.enrich) for name in e.add),
+            *(("derive", name) for name in self.derive),
+        ):
+            first = places.setdefault(str(place[-1]).lower(), place)
+            if first is not place and first[-1] != place[-1]:
+                raise PydanticCustomError(
+                    "ambiguous_column",
+                    "{key}: column {name} differs from {first} by case only",
+                    {"key": place[0], "name": place[-1], "first": first[-1], "place": place},
+                )
+        return self

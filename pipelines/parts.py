@@ -1,0 +1,73 @@
+"""The parts of a pipeline, to be used alone or chained with ``|`` in anyone's Beam pipeline.
+
+Each step takes a PCollection, or the ``WithDeadLetters`` of the step before, and gives a
+``WithDeadLetters``; a sink gives the dead letters of the whole chain, and a dead-letter sink ends it.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import apache_beam as beam
+
+from velocity.io.dead_letters import WriteDeadLettersToParquet
+from velocity.io.dead_letters_kafka import WriteDeadLettersToKafka
+from velocity.io.elastic import WriteToElasticsearch
+from velocity.io.kafka import ReadFromKafka
+from velocity.io.kafka_config import KafkaConfig
+from velocity.io.rest import RestLookup
+from velocity.io.sqlite import WriteToSqlite
+from velocity.transforms.decode import Decode, JsonDecoder
+from velocity.transforms.derive import Derive, Where
+from velocity.transforms.enrich import Added, Enrich
+from velocity.transforms.fields import Field
+from velocity.transforms.metrics import WindowedMetrics
+from velocity.transforms.partials import Metric
+from velocity.transforms.windows import Fixed, Session, Sliding
+
+__all__ = [
+    "Added",
+    "Decode",
+    "Derive",
+    "Enrich",
+    "EnrichByRest",
+    "Field",
+    "Fixed",
+    "JsonDecoder",
+    "KafkaConfig",
+    "Metric",
+    "ReadFromKafka",
+    "RestLookup",
+    "Session",
+    "Sliding",
+    "Where",
+    "WindowedMetrics",
+    "WriteDeadLettersToKafka",
+    "WriteDeadLettersToParquet",
+    "WriteToElasticsearch",
+    "WriteToSqlite",
+]
+
+
+class EnrichByRest(beam.PTransform):
+    """Adds columns from a REST service: an ``Enrich`` whose lookup is a ``RestLookup``.
+
+    ``url`` holds ``{keys}``, ``id`` names the field of an answered object that holds its key,
+    ``key`` the column to look up, ``add`` the columns to add. ``rest`` are further arguments of
+    ``RestLookup``, ``policy`` those of ``Enrich``.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        id: str,
+        key: str,
+        add: Mapping[str, Added],
+        rest: Mapping[str, Any] | None = None,
+        **policy: Any,
+    ) -> None:
+        super().__init__()
+        self._enrich = Enrich(RestLookup(url, id, **(rest or {})), key=key, add=add, **policy)
+
+    def expand(self, pvalueish: Any) -> Any:
+        return pvalueish | self._enrich

@@ -1,0 +1,236 @@
+"""The plan of a job: the steps of its graph and what each does, as text, Mermaid and JSON."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, Literal
+
+from rich.text import Text
+from rich.tree import Tree
+
+from velocity.pipelines.job import (
+    EnrichmentSpec,
+    FieldSpec,
+    Job,
+    MetricSpec,
+    WindowSpec,
+    format_duration,
+)
+
+Kind = Literal["read", "decode", "filter", "enrich", "derive", "metric", "sink", "dead letters"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a graph: its name, unique in the plan, what it does, and whose output it takes.
+
+    ``${NAME}`` stands in ``details`` as the job has it; of what may hold secrets only names are
+    there.
+    """
+
+    name: str
+    kind: Kind
+    details: Mapping[str, str] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
+    """Names of steps before it."""
+
+
+def plan(job: Job) -> Sequence[Step]:
+    """The steps of a job, each after those it takes its input from.
+
+    >>> from velocity.pipelines.jobfile import parse
+    >>> from velocity.pipelines.reference import EXAMPLE
+    >>> for step in plan(parse(EXAMPLE.encode(), "job.yaml").job):
+    ...     print(f"{step.name}: {', '.join(step.inputs) or 'nothing'}")
+    read: nothing
+    decode: read
+    enrich provider: decode
+    derive: enrich provider
+    metric orders_by_city: derive
+    elasticsearch: metric orders_by_city
+    dead letters: decode, enrich provider, derive, metric orders_by_city, elasticsearch
+    """
+    steps = list(_rows(job))
+    rows = steps[-1].name
+    metrics = [_metric(metric, rows) for metric in job.metrics]
+    sinks = list(_sinks(job, tuple(step.name for step in metrics)))
+    steps += [*metrics, *sinks]
+    return [*steps, _dead_letters(job, tuple(step.name for step in steps[1:]))]
+
+
+def _rows(job: Job) -> Iterator[Step]:
+    """From the topics to the rows that metrics are computed from, one after the other."""
+    before = yield from _next(_read(job), ())
+    before = yield from _next(_decode(job), before)
+    if job.filter is not None:
+        before = yield from _next(Step("filter", "filter", {"where": _line(job.filter)}), before)
+    for enrichment in job.enrich:
+        before = yield from _next(_enrich(enrichment), before)
+    if job.derive:
+        columns = {name: _line(expression) for name, expression in job.derive.items()}
+        yield from _next(Step("derive", "derive", columns), before)
+
+
+def _next(step: Step, inputs: tuple[str, ...]) -> Any:
+    yield Step(step.name, step.kind, step.details, inputs)
+    return (step.name,)
+
+
+def _read(job: Job) -> Step:
+    source, kafka = job.source, job.source.kafka
+    start = kafka.start if isinstance(kafka.start, str) else kafka.start.isoformat()
+    details = {
+        "kafka": kafka.bootstrap_servers,
+        "topics": ", ".join(kafka.topics),
+        "start": start,
+        "disorder": format_duration(source.disorder),
+        "idle after": format_duration(source.idle_after),
+    }
+    if kafka.options:
+        details["options"] = ", ".join(kafka.options)
+    return Step("read", "read", details)
+
+
+def _decode(job: Job) -> Step:
+    return Step(
+        "decode",
+        "decode",
+        {
+            "format": job.source.format,
+            "event time": job.source.event_time,
+            "max future": format_duration(job.source.max_future),
+            "fields": ", ".join(_field(name, spec) for name, spec in job.fields.items()),
+        },
+    )
+
+
+def _field(name: str, spec: FieldSpec) -> str:
+    return f"{name} {spec.type}{' required' if spec.required else ''}"
+
+
+def _enrich(spec: EnrichmentSpec) -> Step:
+    details = {
+        "get": _without_user(spec.get),
+        "key": spec.key,
+        "adds": ", ".join(f"{name} {added.type}" for name, added in spec.add.items()),
+        "keys per call": f"{spec.max_keys:,}",
+        "cache": f"{spec.cache.size:,} answers for {format_duration(spec.cache.ttl)}, "
+        f"unknown keys for {format_duration(spec.cache.missing_ttl)}",
+        "on missing": spec.on_missing,
+        "on error": spec.on_error,
+    }
+    if spec.headers:
+        details["headers"] = ", ".join(spec.headers)
+    return Step(f"enrich {spec.name}", "enrich", details)
+
+
+def _metric(spec: MetricSpec, rows: str) -> Step:
+    details = {"where": _line(spec.where)} if spec.where is not None else {}
+    details |= {"key": ", ".join(spec.by) or "none: all events", "window": _window(spec.window)}
+    if spec.emit.early is not None:
+        details["early"] = f"every {format_duration(spec.emit.early)}"
+    details["lateness"] = format_duration(spec.emit.lateness)
+    details |= {name: _line(value) for name, value in spec.values.items()}
+    return Step(f"metric {spec.name}", "metric", details, (rows,))
+
+
+def _window(spec: WindowSpec) -> str:
+    """As a reader says it.
+
+    >>> from datetime import timedelta
+    >>> _window(WindowSpec(sliding="15m", every="5m"))
+    'sliding 15m every 5m'
+    """
+    written = {key: format_duration(value) for key, value in spec if value is not None}
+    return " ".join(f"{key} {value}" for key, value in written.items())
+
+
+def _sinks(job: Job, metrics: tuple[str, ...]) -> Iterator[Step]:
+    if spec := job.sinks.elasticsearch:
+        user = "api key" if spec.api_key else "user and password" if spec.username else ""
+        details = {"url": _without_user(spec.url), "index": spec.index}
+        if user:
+            details["identity"] = user
+        yield Step("elasticsearch", "sink", details, metrics)
+    if job.sinks.sqlite:
+        yield Step("sqlite", "sink", {"path": job.sinks.sqlite.path}, metrics)
+
+
+def _dead_letters(job: Job, inputs: tuple[str, ...]) -> Step:
+    spec = job.dead_letters
+    details = {"kafka topic": spec.kafka} if spec.kafka else {"parquet": spec.parquet or ""}
+    return Step("dead letters", "dead letters", details, inputs)
+
+
+def _line(expression: str) -> str:
+    return " ".join(expression.split())
+
+
+def _without_user(url: str) -> str:
+    """No password that was written into an address shows."""
+    return re.sub(r"//[^/@]*@", "//…@", url)
+
+
+# -- as text, Mermaid and JSON --------------------------------------------------------------------
+
+
+_SEVERAL: Final[Mapping[Kind, str]] = {
+    "sink": "all metrics",
+    "dead letters": "every step after read",
+}
+
+
+def tree(job: Job) -> Tree:
+    """For ``rich`` to draw: each step with its details, and what it takes if not from above."""
+    drawn = Tree(Text(job.job, "bold"))
+    before: tuple[str, ...] = ()
+    for step in plan(job):
+        label = Text(step.name, "bold cyan")
+        if step.inputs != before:
+            several = _SEVERAL.get(step.kind, ", ".join(step.inputs))
+            label.append(f"  ← {several}", "not bold dim")
+        branch = drawn.add(label)
+        width = max(map(len, step.details), default=0)
+        for name, value in step.details.items():
+            branch.add(Text.assemble((f"{name:{width}}  ", "dim"), value))
+        before = (step.name,)
+    return drawn
+
+
+def mermaid(job: Job) -> str:
+    """A flowchart of https://mermaid.js.org/syntax/flowchart.html.
+
+    >>> from velocity.pipelines.jobfile import parse
+    >>> from velocity.pipelines.reference import EXAMPLE
+    >>> print(mermaid(parse(EXAMPLE.encode(), "job.yaml").job).split("<br/>")[0])
+    flowchart TD
+      s0[("<b>read</b>
+    """
+    steps = plan(job)
+    ids = {step.name: f"s{i}" for i, step in enumerate(steps)}
+    lines = ["flowchart TD"]
+    for step in steps:
+        rows = [f"<b>{_escaped(step.name)}</b>"]
+        rows += [_escaped(f"{name}: {value}") for name, value in step.details.items()]
+        begin, end = ("[(", ")]") if step.kind in _STORES else ("[", "]")
+        lines.append(f'  {ids[step.name]}{begin}"{"<br/>".join(rows)}"{end}')
+    for step in steps:
+        arrow = "-.->" if step.kind == "dead letters" else "-->"
+        lines += [f"  {ids[name]} {arrow} {ids[step.name]}" for name in step.inputs]
+    return "\n".join(lines) + "\n"
+
+
+_STORES: Final = ("read", "sink", "dead letters")
+_MARKS: Final = re.compile(r"""["#&<>`%;\\]""")
+
+
+def _escaped(text: str) -> str:
+    """What would end a label, or be read as Markdown, HTML or a directive, as Mermaid's entities."""
+    return _MARKS.sub(lambda mark: f"#{ord(mark[0])};", " ".join(text.split()))
+
+
+def as_json(job: Job) -> str:
+    """``{"job": …, "steps": [{"name", "kind", "details", "inputs"}]}``."""
+    steps = [asdict(step) for step in plan(job)]
+    return json.dumps({"job": job.job, "steps": steps}, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,271 @@
+"""The plain recomputation: a job's documents from all its events at once, by loops and dicts.
+
+It shares neither batches, windows nor merging with the graph, only DuckDB's reading of the SQL
+expressions, and is what every run, on any runner and after any crash, must equal.
+"""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+from typing import Any, Final, NamedTuple
+
+import duckdb
+import pyarrow as pa
+
+from velocity.io.records import TIMESTAMP, rfc3339
+from velocity.pipelines.job import Job, MetricSpec
+from velocity.transforms.aggregates import Call, Distinct, Percentile
+from velocity.transforms.fields import TYPES
+from velocity.transforms.metrics import document_id
+
+Find = Callable[[str], Mapping[str, Any] | None]
+"""What a service knows of a key; None if nothing."""
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND: Final = timedelta(milliseconds=1)
+
+
+class Message(NamedTuple):
+    """What the recomputation needs of a message."""
+
+    value: bytes
+    timestamp_ms: int
+    """The broker's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """A value of a document, and how far a sketch's result may be from it."""
+
+    value: Any
+    tolerance: float = 0.0
+
+    def admits(self, found: Any) -> bool:
+        if not self.tolerance or self.value is None or found is None:
+            return type(found) is type(self.value) and bool(found == self.value)
+        return bool(abs(found - self.value) <= self.tolerance)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedDocument:
+    """A document as it must be when all events have been counted."""
+
+    metric: str
+    window_start: str
+    window_end: str
+    dimensions: Mapping[str, Any]
+    values: Mapping[str, Expected]
+    events: int
+
+
+def recompute(
+    job: Job, messages: Iterable[Message], services: Mapping[str, Find]
+) -> dict[str, ExpectedDocument]:
+    """The documents of a job by id. ``services`` answer for the job's enrichments, by name."""
+    rows = [row for message in messages if (row := _decode(job, message)) is not None]
+    table = _table(rows, {name: spec.type for name, spec in job.fields.items()})
+    if job.filter:
+        table = _sql(table, f"SELECT * FROM rows WHERE ({job.filter})")
+    for spec in job.enrich:
+        find = services[spec.name]
+        known = {key: find(key) for key in set(table[spec.key].to_pylist()) if key is not None}
+        for column, added in spec.add.items():
+            found = {key: _dig(answer, added.path) for key, answer in known.items()}
+            if added.type == "timestamp":
+                found = {key: _millis(value) for key, value in found.items()}
+            values = [found.get(key) for key in table[spec.key].to_pylist()]
+            table = table.append_column(column, pa.array(values, TYPES[added.type]))
+    if job.derive:
+        columns = ", ".join(f'({sql}) AS "{name}"' for name, sql in job.derive.items())
+        table = _sql(table, f"SELECT *, {columns} FROM rows")
+    documents: dict[str, ExpectedDocument] = {}
+    for metric in job.metrics:
+        documents |= _documents(job, metric, table)
+    return documents
+
+
+def differences(
+    expected: Mapping[str, ExpectedDocument], found: Mapping[str, Mapping[str, Any]]
+) -> Iterator[str]:
+    """What is wrong with a store's documents (bodies by id), a line each; nothing if all is right."""
+    for id_ in sorted(expected.keys() - found.keys()):
+        yield f"{id_}: missing"
+    for id_ in sorted(found.keys() - expected.keys()):
+        yield f"{id_}: not expected"
+    for id_ in sorted(expected.keys() & found.keys()):
+        want, got = expected[id_], found[id_]
+        for name in ("metric", "window_start", "window_end", "dimensions", "events"):
+            if getattr(want, name) != got[name]:
+                yield f"{id_}: {name} is {got[name]}, not {getattr(want, name)}"
+        if want.values.keys() != got["values"].keys():
+            yield f"{id_}: values are {sorted(got['values'])}, not {sorted(want.values)}"
+            continue
+        for name, value in want.values.items():
+            if not value.admits(got["values"][name]):
+                yield f"{id_}: {name} is {got['values'][name]}, not {value.value}"
+
+
+def _decode(job: Job, message: Message) -> dict[str, Any] | None:
+    """The event's fields; None for what must be a dead letter."""
+    try:
+        event = json.loads(message.value.decode())
+    except ValueError:
+        return None
+    if not isinstance(event, dict):
+        return None
+    row: dict[str, Any] = {}
+    for name, spec in job.fields.items():
+        value = event.get(name)
+        if value is None:
+            if spec.required or name == job.source.event_time:
+                return None
+        elif spec.type == "timestamp" and isinstance(value, str):
+            try:
+                value = _millis(value)
+            except ValueError:
+                return None
+        elif not _is(value, spec.type):
+            return None
+        row[name] = value
+    latest = message.timestamp_ms + job.source.max_future // _MILLISECOND
+    return row if row[job.source.event_time] <= latest else None
+
+
+def _millis(text: str | None) -> int | None:
+    """Epoch milliseconds of a time of RFC 3339, which is UTC without an offset."""
+    if text is None:
+        return None
+    time = datetime.fromisoformat(text)
+    return ((time if time.tzinfo else time.replace(tzinfo=UTC)) - _EPOCH) // _MILLISECOND
+
+
+def _is(value: Any, type_: str) -> bool:
+    match type_:
+        case "bool":
+            return isinstance(value, bool)
+        case "string":
+            return isinstance(value, str)
+        case "double":
+            return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is int and -(2**63) <= value < 2**63 and type_ != "timestamp"
+
+
+def _dig(answer: Mapping[str, Any] | None, path: str) -> Any:
+    value: Any = answer
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def _table(rows: Sequence[Mapping[str, Any]], types: Mapping[str, str]) -> pa.Table:
+    return pa.table(
+        {name: pa.array([row[name] for row in rows], TYPES[type_]) for name, type_ in types.items()}
+    )
+
+
+def _sql(table: pa.Table, query: str) -> pa.Table:
+    """A query over all rows at once; times go in and come out without their zone, UTC."""
+    for i, column in enumerate(table.schema):
+        if column.type == TIMESTAMP:
+            table = table.set_column(i, column.name, table[i].cast(pa.timestamp("ms")))
+    with duckdb.connect(config={"threads": 1}) as connection:
+        connection.register("rows", table)
+        return connection.sql(query).to_arrow_table()
+
+
+def _documents(job: Job, metric: MetricSpec, table: pa.Table) -> dict[str, ExpectedDocument]:
+    calls = {name: Call.parse(text) for name, text in metric.values.items()}
+    columns = [
+        f'epoch_ms("{job.source.event_time}")',
+        *(f'"{column}"' for column in metric.by),
+        *(f"({call.expression})" if call.expression else "true" for call in calls.values()),
+    ]
+    selected = _sql(table, f"SELECT {', '.join(columns)} FROM rows WHERE {metric.where or 'true'}")
+    times, *rest = (column.to_pylist() for column in selected.columns)
+    keys = list(zip(*rest[: len(metric.by)], strict=True)) or [()] * len(times)
+    groups: defaultdict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for group, position in _assign(metric, times, keys):
+        groups[group].append(position)
+    documents = {}
+    for (key, start, end), positions in groups.items():
+        values = {
+            name: _aggregate(call, [values[i] for i in positions if values[i] is not None])
+            for (name, call), values in zip(calls.items(), rest[len(metric.by) :], strict=True)
+        }
+        id_ = document_id(job.job, metric.name, start, list(key))
+        documents[id_] = ExpectedDocument(
+            metric.name,
+            rfc3339(start),
+            rfc3339(end),
+            dict(zip(metric.by, key, strict=True)),
+            values,
+            len(positions),
+        )
+    return documents
+
+
+def _assign(
+    metric: MetricSpec, times: Sequence[int], keys: Sequence[tuple[Any, ...]]
+) -> Iterator[tuple[tuple[Any, int, int], int]]:
+    """Each event's position with each (key, start, end) that it counts in."""
+    window = metric.window
+    if window.session is not None:
+        gap = window.session // _MILLISECOND
+        sessions: defaultdict[Any, list[int]] = defaultdict(list)
+        for position, key in enumerate(keys):
+            sessions[key].append(position)
+        for key, positions in sessions.items():
+            positions.sort(key=times.__getitem__)
+            run: list[int] = []
+            for position in positions:
+                if run and times[position] - times[run[-1]] >= gap:
+                    for member in run:
+                        yield (key, times[run[0]], times[run[-1]] + gap), member
+                    run = []
+                run.append(position)
+            for member in run:
+                yield (key, times[run[0]], times[run[-1]] + gap), member
+        return
+    size = (window.fixed or window.sliding or timedelta()) // _MILLISECOND
+    every = window.every // _MILLISECOND if window.every else size
+    offset = window.offset // _MILLISECOND if window.offset else 0
+    for position, (time, key) in enumerate(zip(times, keys, strict=True)):
+        start = time - (time - offset) % every
+        while start > time - size:
+            yield (key, start, start + size), position
+            start -= every
+
+
+def _aggregate(call: Call, values: Sequence[Any]) -> Expected:
+    match call.function:
+        case "count":
+            return Expected(len(values))
+        case "distinct":
+            distinct, n = Distinct(), len(set(values))
+            error = 1.04 / math.sqrt(2**distinct.log2_registers)
+            return Expected(n, 5 * error * n if n > distinct.exact else 0)
+    if not values:
+        return Expected(None)
+    if isinstance(values[0], datetime):
+        values = [(time.replace(tzinfo=UTC) - _EPOCH) // _MILLISECOND for time in values]
+        return Expected(rfc3339(min(values) if call.function == "min" else max(values)))
+    match call.function:
+        case "sum":
+            total = sum(map(Fraction, values))
+            return Expected(int(total) if isinstance(values[0], int) else float(total))
+        case "mean":
+            return Expected(float(sum(map(Fraction, values)) / len(values)))
+        case "min":
+            return Expected(min(values))
+        case "max":
+            return Expected(max(values))
+    assert call.parameter is not None
+    percentile = Percentile(call.parameter)
+    rank = math.ceil(Fraction(str(call.parameter)) * len(values) / 100)
+    value = float(sorted(values)[rank - 1])
+    exact = len(values) <= percentile.exact
+    return Expected(value, 0 if exact else percentile.error * abs(value) * 1.000001)

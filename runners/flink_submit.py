@@ -1,0 +1,296 @@
+"""Submission of a graph to Flink through Beam's job server, which lives only as long as it takes."""
+
+import logging
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import apache_beam as beam
+import yaml
+from apache_beam.options.pipeline_options import (
+    JobServerOptions,
+    PipelineOptions,
+    PortableOptions,
+)
+
+from velocity.pipelines.graph import Graph, Until
+from velocity.runners.flink import (
+    FLINK_VERSION,
+    RUNNER_OPTIONS,
+    FlinkOptions,
+    Target,
+    configuration,
+    pipeline_options,
+    target,
+    unique_name,
+)
+from velocity.runners.flink_errors import FlinkError, FlinkRefused, JobFailed, root_cause
+from velocity.runners.flink_job_server import job_server
+from velocity.runners.flink_records import Submission, forget_ended, remember
+from velocity.runners.flink_rest import Flink
+from velocity.runners.jobserver import job_server_jar
+from velocity.runners.stack_java import installed_jdks, need_jdk
+from velocity.runners.stack_paths import state_folder
+from velocity.runners.stack_ports import HOST
+from velocity.runners.stack_state import read_state
+
+START_WITHIN: Final = 180.0
+"""Seconds that Flink has to start all tasks of a job, its Python workers among them."""
+
+SETTLE: Final = 3.0
+"""Seconds that all tasks must have run before a start counts as one."""
+
+Report = Callable[[str], None]
+"""Told of progress."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A job that runs on a cluster."""
+
+    flink: Flink
+    id: str
+    name: str
+
+
+def submit(
+    graph: Graph,
+    options: FlinkOptions,
+    own: Sequence[str],
+    until: Until = None,
+    *,
+    command: Sequence[str] = (),
+    report: Report = lambda message: None,
+) -> Submitted:
+    """Submits a graph to a cluster, and returns when all of its tasks run (or have ended).
+
+    ``own`` are the user's Beam options; ``command`` is what submits the job again. Raises ``JobFailed`` with the root cause if the job does
+    not come to run, and ``FlinkError`` and ``StackError`` for what it lacks. Whatever it raises,
+    it leaves neither a process nor a job behind.
+    """
+    where = target(options, read_state(state_folder()), own)
+    flink = Flink(where.rest)
+    _check(flink, options)
+    name = options.name or unique_name(graph.job.job)
+    folder = forget_ended(flink) / name
+    artifacts = folder / "artifacts"
+    chosen = pipeline_options(options, where, name, bounded=until is not None)
+    pipeline = _pipeline(graph, until, [*chosen, *own])
+    try:
+        with _interruptible(), serving(options, where, pipeline, artifacts, report):
+            try:
+                report(f"submitting {name}")
+                result = pipeline.run()
+                job = await_running(flink, name, partial(_failure, result), report)
+            except BaseException:
+                cancel_named(flink, name)
+                raise
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    remember(Submission(name, flink.url, list(command), list(own)))
+    return Submitted(flink, job, name)
+
+
+def _check(flink: Flink, options: FlinkOptions) -> None:
+    version = flink.version()
+    if options.job_server_jar is None and not version.startswith(FLINK_VERSION):
+        raise FlinkError(
+            f"Flink at {flink.url} is {version}, and our job server is for {FLINK_VERSION}: give"
+            " the one that Beam publishes for it with --job-server-jar"
+        )
+    if options.name and any(j.name == options.name and not j.ended for j in flink.jobs()):
+        raise FlinkError(
+            f"a job named {options.name} is running: give another --name, or stop that one with"
+            f" `velocity stop {options.name}`"
+        )
+
+
+def _pipeline(graph: Graph, until: Until, options: list[str]) -> beam.Pipeline:
+    pipeline = beam.Pipeline(options=PipelineOptions(options))
+    graph.apply(pipeline, until)
+    return pipeline
+
+
+@contextmanager
+def serving(
+    options: FlinkOptions,
+    where: Target,
+    pipeline: beam.Pipeline,
+    artifacts: Path,
+    report: Report = lambda message: None,
+) -> Iterator[None]:
+    """Within, a job server takes the pipeline; afterwards it has ended.
+
+    Artifacts (the files that a job is staged with) are read by the TaskManagers whenever they
+    start a worker, for as long as the job lives: so they outlive the server. A job server, or a
+    folder of artifacts, that the user's own Beam options name is taken instead.
+    """
+    portable = pipeline.options.view_as(PortableOptions)
+    server = pipeline.options.view_as(JobServerOptions)
+    if portable.job_endpoint:
+        yield
+        return
+    jar = job_server_jar(options.job_server_jar, progress=report)
+    jdk = need_jdk(installed_jdks(), user="The Flink job server", oldest=11, newest=21, best=17)
+    if not server.artifacts_dir:
+        artifacts.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="velocity-job-server-") as temporary:
+        folder = Path(temporary)
+        command = [
+            str(jdk.java),
+            *(server.job_server_jvm_properties or ([] if where.local else ["-Xmx512m"])),
+            "-jar",
+            str(jar),
+            "--flink-master",
+            where.rest,
+            "--artifacts-dir",
+            server.artifacts_dir or str(artifacts),
+            "--clean-artifacts-per-job",
+            "false",
+            "--job-host",
+            HOST,
+            "--artifact-port",
+            "0",
+            "--expansion-port",
+            "-1",
+        ]
+        if keys := configuration(options):
+            (folder / "config.yaml").write_text(yaml.safe_dump(keys))
+            command += ["--flink-conf-dir", temporary]
+        report("starting the job server")
+        with job_server(command, folder / "log") as endpoint:
+            portable.job_endpoint = endpoint
+            yield
+
+
+def await_running(
+    flink: Flink,
+    name: str,
+    failed: Callable[[], str | None],
+    report: Report = lambda message: None,
+    *,
+    within: float = START_WITHIN,
+    settle: float = SETTLE,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> str:
+    """The id of the job of this name, once all its tasks have run for a while, or it has finished.
+
+    ``failed`` gives the cause if the job server could not submit it. Raises ``JobFailed`` for that,
+    for a job that fails before it has run (though Flink would start it again), and for one that
+    does not run ``within`` so many seconds.
+    """
+    deadline, since = clock() + within, None
+    while True:
+        job = next((job for job in flink.jobs() if job.name == name), None)
+        waits_for = "Flink to take the job"
+        if job is None:
+            if cause := failed():
+                raise JobFailed(f"{name} could not be submitted: {cause}")
+        elif failures := flink.failures(job.id):
+            raise JobFailed(f"{name} failed as it started: {failures[0].cause}")
+        elif job.ended:
+            if job.state == "FINISHED":
+                return job.id
+            raise JobFailed(f"{name} was ended as it started: {job.state}")
+        elif job.running:
+            since = clock() if since is None else since
+            if clock() - since >= settle:
+                return job.id
+            waits_for = "the tasks to settle"
+        else:
+            since = None
+            waits_for = _waits_for(job.tasks, flink)
+        if clock() >= deadline:
+            raise JobFailed(f"{name} does not run after {within:.0f} s: it waits for {waits_for}")
+        report(f"{name}: waiting for {waits_for}")
+        sleep(0.3)
+
+
+def _waits_for(tasks: Mapping[str, int], flink: Flink) -> str:
+    if tasks.get("scheduled"):
+        free, slots = flink.slots()
+        if not free:
+            return (
+                f"slots: all {slots} of Flink are taken (a lower --parallelism needs fewer;"
+                " `velocity jobs` shows what has them)"
+            )
+    working = tasks.get("running", 0) + tasks.get("finished", 0)
+    return f"tasks: {working} of {tasks['total']} run (each TaskManager starts Python workers)"
+
+
+def cancel_named(flink: Flink, name: str) -> None:
+    """Cancels what has come to Flink under this name and has not ended."""
+    for job in flink.jobs():
+        if job.name == name and not job.ended:
+            try:
+                flink.cancel(job.id)
+            except FlinkRefused:  # it ended in between
+                if not any(other.id == job.id and other.ended for other in flink.jobs()):
+                    raise
+
+
+def _failure(result: Any) -> str | None:
+    """Why the job server could not submit a job; None if it has, or is about to."""
+    if result.state not in ("FAILED", "CANCELLED"):
+        return None
+    try:
+        result.wait_until_finish()
+    except RuntimeError as error:
+        return root_cause(str(error))
+    return "no cause is given"
+
+
+class KnownNoise(logging.Filter):
+    """Drops what Beam says of options that it passes on all the same, and job messages that come
+    as an exception too.
+
+    >>> def record(text): return logging.LogRecord("x", logging.WARNING, "x", 1, text, (), None)
+    >>> KnownNoise().filter(record("Unparseable argument: --savepoint_path=/x"))
+    False
+    >>> KnownNoise().filter(record("Unparseable argument: --paralelism=3"))
+    True
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        option = text.removeprefix("Unparseable argument: ").partition("=")[0]
+        return not (option != text and option in RUNNER_OPTIONS) and (
+            record.module != "portable_runner" or record.name != "root"
+        )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within, known noise of Beam's is not logged."""
+    noise = KnownNoise()
+    loggers = [logging.getLogger(name) for name in ("apache_beam.options.pipeline_options", "root")]
+    for logger in loggers:
+        logger.addFilter(noise)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(noise)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Within, SIGTERM ends things in order, as Ctrl-C does."""
+
+    def terminate(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,153 @@
+"""The commands ``velocity jobs`` and ``velocity stop``: what runs on Flink, and how it ends."""
+
+import json
+from typing import Annotated, Any, Final
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from velocity.runners.flink import LOCAL, FlinkOptions, target
+from velocity.runners.flink_errors import FlinkError
+from velocity.runners.flink_records import Submission, forget_ended, recall
+from velocity.runners.flink_rest import Flink, FlinkJob
+from velocity.runners.flink_view import short
+from velocity.runners.stack_paths import state_folder
+from velocity.runners.stack_state import read_state
+
+EXIT_CODES: Final = "Exit codes: 0 done · 1 Flink cannot, or has no such job · 2 wrong usage"
+
+ELSEWHERE: Final = ("velocity", "run", "JOB", "--runner", "flink")
+"""How a job may be resumed that was not submitted from here."""
+
+Master = Annotated[
+    str | None,
+    typer.Option(
+        "--flink-master",
+        metavar="HOST:PORT",
+        help="Flink's REST interface.",
+        show_default="the stack's",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for other programs.")]
+
+
+def add_jobs_commands(app: typer.Typer) -> None:
+    """Adds both commands to the command line."""
+    app.command(epilog=f"Examples: velocity jobs · velocity jobs --all --json. {EXIT_CODES}")(jobs)
+    app.command(
+        epilog="Examples: velocity stop orders-20260105-073000-3fa9 · velocity stop NAME --to"
+        f" /backup/savepoints · velocity stop NAME --cancel. {EXIT_CODES}"
+    )(stop)
+
+
+def jobs(
+    all_: Annotated[bool, typer.Option("--all", help="Those that have ended too.")] = False,
+    master: Master = None,
+    as_json: Json = False,
+) -> None:
+    """List the jobs on a Flink cluster, the latest first."""
+    flink = cluster(master)
+    found = [job for job in flink.jobs() if all_ or not job.ended]
+    if as_json:
+        print(json.dumps({"flink": flink.url, "jobs": [plain(job) for job in found]}))
+        return
+    if not found:
+        print(f"No job {'is known' if all_ else 'runs'} on {flink.url}.")
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("name", "id", "state", "tasks", "started", "up"):
+        table.add_column(title, justify="right" if title in ("tasks", "up") else "left")
+    for job in found:
+        table.add_row(
+            job.name,
+            job.id,
+            job.state,
+            f"{job.tasks.get('running', 0)}/{job.tasks['total']}",
+            f"{job.started:%Y-%m-%dT%H:%M:%SZ}",
+            short(job.duration),
+        )
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 10_000  # whoever reads it breaks the lines
+    console.print(table)
+
+
+def stop(
+    job: Annotated[str, typer.Argument(metavar="ID|NAME", help="As velocity jobs shows it.")],
+    savepoint: Annotated[
+        bool, typer.Option("--savepoint", help="Keep all of its state, to go on from (the usual).")
+    ] = False,
+    drain: Annotated[
+        bool, typer.Option("--drain", help="Beam's runner for Flink cannot: says what can be done.")
+    ] = False,
+    cancel: Annotated[
+        bool, typer.Option("--cancel", help="End it where it stands, without a savepoint.")
+    ] = False,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder or URL for the savepoint, as the cluster's machines see it.",
+            show_default="the cluster's",
+        ),
+    ] = None,
+    master: Master = None,
+    as_json: Json = False,
+) -> None:
+    """Stop a job on a Flink cluster; with a savepoint, unless told otherwise.
+
+    Prints the savepoint's path, and the command that goes on from it.
+    """
+    if savepoint + drain + cancel > 1:
+        raise typer.BadParameter("one of --savepoint, --drain and --cancel is wanted")
+    if cancel and to is not None:
+        raise typer.BadParameter("--to is for a savepoint, and --cancel makes none")
+    if drain:
+        raise FlinkError(
+            "a source without end cannot be drained: Beam's runner for Flink would wait for ever."
+            " When nothing more comes, windows close by themselves after the source's idle_after:"
+            " stop with a savepoint then"
+        )
+    flink = cluster(master)
+    found = flink.find(job)
+    if found.ended:
+        print(f"{found.name} has ended before: {found.state}.")
+        return
+    known = recall(found.name)
+    known = known or Submission(found.name, flink.url, ELSEWHERE, ())
+    if cancel:
+        flink.cancel(found.id)
+        path = None
+    else:
+        path = flink.stop(found.id, directory=to)
+    forget_ended(flink)
+    resume = None if path is None else known.resuming(path)
+    if as_json:
+        ended = {"id": found.id, "name": found.name, "savepoint": path, "resume": resume}
+        print(json.dumps(ended))
+        return
+    print(f"{found.name} is {'cancelled' if cancel else 'stopped'}.")
+    if path is not None:
+        print(f"savepoint: {path}")
+    if resume is not None:
+        print(f"go on:     {resume}")
+
+
+def cluster(master: str | None) -> Flink:
+    """The cluster at an address, or the stack's."""
+    if master == LOCAL:
+        raise typer.BadParameter(f"a {LOCAL} Flink is inside the run that began it: end that one")
+    own = ["--environment_type"]  # who asks needs no workers
+    return Flink(target(FlinkOptions(master=master), read_state(state_folder()), own).rest)
+
+
+def plain(job: FlinkJob) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "name": job.name,
+        "state": job.state,
+        "started": job.started.isoformat(),
+        "uptime_s": job.duration.total_seconds(),
+        "tasks": dict(job.tasks),
+    }

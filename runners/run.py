@@ -1,0 +1,221 @@
+"""Running a job: its graph on a runner, with progress while it runs and its counters at the end."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final, Literal
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from velocity.io.kafka_readers import PartitionReader
+from velocity.pipelines.graph import Graph, Until
+from velocity.pipelines.job import DeadLetterSpec, Job, Sinks, SqliteSink
+from velocity.runners.flink import LOCAL, FlinkOptions, pipeline_options, target, unique_name
+from velocity.runners.flink_errors import JobFailed, root_cause
+from velocity.runners.flink_submit import quiet, serving, submit
+from velocity.runners.flink_view import watch
+from velocity.runners.options import options_for
+from velocity.runners.stack_state import StackState
+
+COUNTERS: Final = {
+    "read_messages": "messages read",
+    "decoded_rows": "events decoded",
+    "filtered_rows": "events kept by the filter",
+    "enriched_rows": "rows enriched",
+    "rest_calls": "REST calls",
+    "rest_retries": "REST retries",
+    "cache_hits": "cache hits",
+    "cache_misses": "cache misses",
+    "enrich_keys_missing": "keys not known",
+    "partials": "partial results",
+    "documents_written": "documents written",
+    "documents_stale": "documents already newer",
+    "dead_letters_written": "dead letters written",
+}
+"""The counters that a summary shows, in this order, and what they count."""
+
+Counters = Mapping[str, int]
+
+
+def redirect(job: Job, *, sqlite: Path | None = None, dead_letters: Path | None = None) -> Job:
+    """The job with a SQLite file in place of its sinks, or a folder in place of its dead letters."""
+    changes: dict[str, Any] = {}
+    if sqlite is not None:
+        changes["sinks"] = Sinks(sqlite=SqliteSink(path=str(sqlite)))
+    if dead_letters is not None:
+        changes["dead_letters"] = DeadLetterSpec(parquet=str(dead_letters))
+    return job.model_copy(update=changes)
+
+
+def run_job(
+    job: Job,
+    runner: str,
+    *,
+    until: datetime | Literal["latest"] | None,
+    sqlite: Path | None,
+    dead_letters: Path | None,
+    options: list[str],
+    flink: FlinkOptions | None = None,
+    command: Sequence[str] = (),
+    console: Console | None = None,
+) -> int:
+    """Runs a job to its end, or until it is stopped; the exit code, 0 if all went well.
+
+    ``options`` are the user's own for Beam. A job that is given to a Flink cluster goes on there
+    when this process ends; ``command`` is what submits it again.
+    """
+    console = console or Console(stderr=True)
+    graph = Graph(redirect(job, sqlite=sqlite, dead_letters=dead_letters))
+    flink = flink or FlinkOptions()
+    if runner == "flink" and flink.master != LOCAL:
+        return _on_cluster(graph, flink, options, until, command, console)
+    if runner == "flink":
+        counters = _in_job_server(graph, flink, options, until, console)
+    else:
+        counters = run(graph, options_for(runner, options), until, console)
+    console.print(summary(counters))
+    return 0
+
+
+def run(
+    graph: Graph,
+    options: list[str],
+    until: Until,
+    console: Console,
+    around: Callable[[beam.Pipeline], AbstractContextManager[None]] = lambda _: nullcontext(),
+) -> Counters:
+    """Runs a graph and gives its counters when it has ended. SIGINT and SIGTERM cancel it.
+
+    ``around`` is entered with the pipeline before it runs, and left when it has ended.
+    """
+    with quiet():
+        pipeline = beam.Pipeline(options=PipelineOptions(options))
+        graph.apply(pipeline, until)
+        with (
+            _progress(graph.job.job, console),
+            around(pipeline),
+            _until_signal() as stop,
+        ):
+            result = pipeline.run()
+            stop.append(result.cancel)
+            result.wait_until_finish()
+            return counters_of(result)
+
+
+def _in_job_server(
+    graph: Graph, flink: FlinkOptions, own: list[str], until: Until, console: Console
+) -> Counters:
+    """Runs a graph in a Flink inside the job server, its workers in this process."""
+    where = target(flink, StackState())
+    name = flink.name or unique_name(graph.job.job)
+    options = pipeline_options(flink, where, name, bounded=until is not None)
+    with TemporaryDirectory(prefix="velocity-artifacts-") as artifacts:
+
+        def around(pipeline: beam.Pipeline) -> AbstractContextManager[None]:
+            return serving(flink, where, pipeline, Path(artifacts))
+
+        try:
+            return run(graph, [*options, *own], until, console, around)
+        except RuntimeError as error:
+            raise JobFailed(f"{graph.job.job} failed: {root_cause(str(error))}") from error
+
+
+def _on_cluster(
+    graph: Graph,
+    flink: FlinkOptions,
+    own: list[str],
+    until: Until,
+    command: Sequence[str],
+    console: Console,
+) -> int:
+    """Submits a graph, and watches it unless that is not wanted."""
+    with quiet(), console.status(f"{graph.job.job}: starting") as status:
+        job = submit(graph, flink, own, until, command=command, report=status.update)
+    console.print(
+        f"{job.name} runs on Flink at {job.flink.url}, id {job.id}", highlight=False, soft_wrap=True
+    )
+    if flink.detach:
+        print(job.id)
+        console.print(
+            f"look: velocity jobs    stop with a savepoint: velocity stop {job.name}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return 0
+    return watch(job.flink, job.id, job.name, console=console, as_json=flink.as_json)
+
+
+def counters_of(result: Any) -> Counters:
+    """All of Velocity's counters, summed over the steps of the graph."""
+    counters: dict[str, int] = {}
+    for counter in result.metrics().query()["counters"]:
+        name = counter.key.metric
+        if name.namespace == "velocity":
+            counters[name.name] = counters.get(name.name, 0) + (counter.result or 0)
+    return counters
+
+
+def summary(counters: Counters) -> Table:
+    """The counters as a table; dead letters by cause at its end."""
+    table = Table(title="Counters", title_justify="left")
+    table.add_column("what")
+    table.add_column("count", justify="right")
+    shown = {name: text for name, text in COUNTERS.items() if name in counters}
+    for name, text in shown.items():
+        table.add_row(text, f"{counters[name]:,}")
+    for name in sorted(counters.keys() - COUNTERS.keys()):
+        if cause := name.removeprefix("dead_letters_") if name.startswith("dead_l") else "":
+            table.add_row(f"dead letters: {cause}", f"{counters[name]:,}")
+    return table
+
+
+@contextmanager
+def _progress(job: str, console: Console) -> Iterator[None]:
+    """Shows how far this process has read; a runner elsewhere shows its own."""
+    PartitionReader.positions.clear()
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(f"{job}: starting")
+        ended = threading.Event()
+
+        def show() -> None:
+            while not ended.wait(0.2):
+                if read := sum(PartitionReader.positions.values()):
+                    progress.update(task, description=f"{job}: read to offset {read:,} in all")
+
+        thread = threading.Thread(target=show, name="progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+@contextmanager
+def _until_signal() -> Iterator[list[Callable[[], Any]]]:
+    """Calls what is put into the list when SIGTERM comes; as Ctrl-C does, it ends the run."""
+    stop: list[Callable[[], Any]] = []
+
+    def terminate(number: int, frame: Any) -> None:
+        for cancel in stop:
+            cancel()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield stop
+    except KeyboardInterrupt:
+        for cancel in stop:
+            cancel()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,244 @@
+"""The commands of ``velocity stack``.
+
+Exit codes: 0 done, or all healthy; 1 not healthy, nothing up, or another error; 2 wrong usage;
+3 a JDK, Maven or pip is missing; 4 a package is not the pinned one; 5 a port is taken; 6 a server
+failed; 7 another command is at work; 128 + N ended by signal N (130: Ctrl-C).
+"""
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from velocity.runners.stack import Interrupted, Stack
+from velocity.runners.stack_components import NAMES, PORTS, Machine, Settings
+from velocity.runners.stack_errors import StackError
+from velocity.runners.stack_java import installed_jdks
+from velocity.runners.stack_paths import cache_folder, state_folder
+from velocity.runners.stack_status import ComponentStatus
+
+PORT_NAMES: Final = tuple(port for ports in PORTS.values() for port in ports)
+
+EXIT_CODES: Final = (
+    "Exit codes: 0 all healthy · 1 not healthy, or another error · 2 wrong usage ·"
+    " 3 JDK, Maven or pip missing · 4 package not the pinned one · 5 port taken ·"
+    " 6 server failed · 7 another command at work · 130 Ctrl-C"
+)
+
+stack_app = typer.Typer(
+    name="stack",
+    help="Real Kafka, Elasticsearch and Flink on this machine, without Docker.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+)
+
+Components = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[kafka|elasticsearch|flink]...", help="Which components.", show_default="all"
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for other programs.")]
+
+
+@stack_app.command(
+    epilog="Examples: velocity stack up · velocity stack up kafka --port kafka=19092 ·"
+    f" velocity stack up flink --slots 8 --state-backend rocksdb. {EXIT_CODES}"
+)
+def up(
+    components: Components = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete their data first.")] = False,
+    port: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PORT",
+            help=f"Port to listen on, of {', '.join(PORT_NAMES)}."
+            " Else the usual one, or any free one where that is taken.",
+        ),
+    ] = None,
+    task_managers: Annotated[int, typer.Option(min=1, help="Flink TaskManagers.")] = 1,
+    slots: Annotated[int, typer.Option(min=1, help="Slots of each TaskManager.")] = 4,
+    state_backend: Annotated[str, typer.Option(help="hashmap or rocksdb.")] = "hashmap",
+    elasticsearch: Annotated[
+        int | None,
+        typer.Option(help="9 (JDK 21 or later) or 8 (JDK 17).", show_default="9 if a JDK allows"),
+    ] = None,
+    wait: Annotated[float, typer.Option(min=1, help="Seconds to wait for health.")] = 180.0,
+    as_json: Json = False,
+) -> None:
+    """Start servers, and return when all are healthy. The first start downloads them.
+
+    What runs already is kept; a server of it that has ended is started again.
+    """
+    console = Console(stderr=True, highlight=False)
+    began = time.monotonic()
+
+    def report(name: str, message: str) -> None:
+        console.print(
+            f"{time.monotonic() - began:6.1f} s  {name:14} {message}", markup=False, soft_wrap=True
+        )
+
+    with _plain_errors(as_json):
+        machine = Machine(jdks=installed_jdks(), cache=cache_folder())
+        settings = Settings(task_managers, slots, state_backend, elasticsearch)
+        stack = Stack(state_folder())
+        stack.up(
+            machine,
+            components or NAMES,
+            settings=settings,
+            ports=_ports(port or []),
+            fresh=fresh,
+            wait=wait,
+            report=report,
+        )
+        _show(stack.status(), as_json)
+
+
+@stack_app.command(epilog=f"Example: velocity stack status --json. {EXIT_CODES}")
+def status(as_json: Json = False) -> None:
+    """Show what runs, where, with how much memory, and whether it is healthy."""
+    with _plain_errors(as_json):
+        found = Stack(state_folder()).status()
+        _show(found, as_json)
+        if not found and not as_json:
+            print("Nothing is up. Start it: velocity stack up")
+    if not found or not all(component.healthy for component in found):
+        raise typer.Exit(1)
+
+
+@stack_app.command(
+    epilog="Examples: velocity stack logs kafka · velocity stack logs taskmanager-1 --follow."
+    f" {EXIT_CODES}"
+)
+def logs(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Components or servers.", metavar="[NAME]...", show_default="all"),
+    ] = None,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many lines.")] = 50,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Print the end of the servers' logs."""
+    with _plain_errors(as_json):
+        stack = Stack(state_folder())
+        found = stack.logs(names or [], lines)
+        if not found:
+            raise StackError("There is no such log. What runs: velocity stack status")
+        if as_json:
+            print(json.dumps(found))
+            return
+        for name, text in found.items():
+            print(f"==> {name} <==\n{text}\n", flush=True)
+        if follow:
+            files = [s.log for c in stack.status() for s in c.servers if s.name in found]
+            _follow(files)
+
+
+@stack_app.command(
+    epilog=f"Examples: velocity stack down · velocity stack down flink. {EXIT_CODES}"
+)
+def down(components: Components = None, as_json: Json = False) -> None:
+    """Stop servers, and whatever a crashed command left. Data is kept for the next start."""
+    console = Console(stderr=True, highlight=False)
+    with _plain_errors(as_json):
+        ended = Stack(state_folder()).down(
+            components or NAMES,
+            report=lambda name, message: console.print(
+                f"{name:14} {message}", markup=False, soft_wrap=True
+            ),
+        )
+        if as_json:
+            print(json.dumps({"ended": ended}))
+        else:
+            print(f"{ended} process{'' if ended == 1 else 'es'} ended.")
+
+
+def _ports(given: Sequence[str]) -> dict[str, int]:
+    ports = {}
+    for option in given:
+        name, _, number = option.partition("=")
+        if name not in PORT_NAMES or not number.isdecimal() or not 0 < int(number) < 65536:
+            raise typer.BadParameter(
+                f"{option!r} is not NAME=PORT with a name of {', '.join(PORT_NAMES)}",
+                param_hint="--port",
+            )
+        ports[name] = int(number)
+    return ports
+
+
+def _show(found: Sequence[ComponentStatus], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"components": [_plain(component) for component in found]}))
+        return
+    if not found:
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("component", "version", "server", "pid", "memory", "health"):
+        table.add_column(title, justify="right" if title in ("pid", "memory") else "left")
+    for component in found:
+        for server in component.servers:
+            table.add_row(
+                component.name,
+                component.version,
+                server.name,
+                str(server.pid or "ended"),
+                f"{server.rss / 2**20:.0f} MB",
+                "healthy" if server.healthy else "not healthy",
+            )
+    Console(highlight=False).print(table)
+    print()
+    for component in found:
+        for name, address in component.addresses.items():
+            print(f"{name:14} {address}")
+
+
+def _plain(component: ComponentStatus) -> dict[str, Any]:
+    servers = [{**asdict(server), "log": str(server.log)} for server in component.servers]
+    return {**asdict(component), "servers": servers, "healthy": component.healthy}
+
+
+def _follow(files: Sequence[Path]) -> None:
+    ends = {file: file.stat().st_size for file in files}
+    while True:
+        for file, end in ends.items():
+            with file.open("rb") as content:
+                if file.stat().st_size < end:  # the server was started again
+                    end = 0
+                content.seek(end)
+                new = content.read()
+            ends[file] = end + len(new)
+            sys.stdout.write(new.decode(errors="replace"))
+        sys.stdout.flush()
+        time.sleep(0.5)
+
+
+@contextmanager
+def _plain_errors(as_json: bool) -> Iterator[None]:
+    """Errors as one message and an exit code, without a traceback."""
+    try:
+        yield
+    except StackError as error:
+        if as_json:
+            print(json.dumps({"error": type(error).__name__, "message": str(error)}))
+        else:
+            print(f"velocity stack: {error}", file=sys.stderr)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("velocity stack: interrupted", file=sys.stderr)
+        raise typer.Exit(128 + signal.SIGINT) from None
+    except Interrupted as signalled:
+        raise typer.Exit(128 + signalled.signum) from None
+
+
+if __name__ == "__main__":
+    stack_app()

@@ -1,0 +1,65 @@
+"""Chooses the ports that servers listen on: the usual one if free, else any free one."""
+
+import socket
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from velocity.runners.stack_errors import PortTaken
+
+HOST: Final = "127.0.0.1"
+"""The only interface that the stack's servers listen on."""
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on this port of 127.0.0.1 now."""
+    with socket.socket() as probe:
+        # As servers do: a port whose last connections still linger counts as free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+            probe.listen(1)
+        except OSError:
+            return False
+    return True
+
+
+def any_free() -> int:
+    """A port that the system says is free."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def choose_ports(
+    usual: Mapping[str, int],
+    given: Mapping[str, int],
+    *,
+    free: Callable[[int], bool] = is_free,
+    any_port: Callable[[], int] = any_free,
+) -> dict[str, int]:
+    """A port for each name of ``usual``: the given one, the usual one, or any free one.
+
+    A usual port of 0 means that any will do. Raises ``PortTaken`` if a given one is not free.
+
+    >>> choose_ports({"kafka": 9092}, {}, free=lambda port: True)
+    {'kafka': 9092}
+    >>> choose_ports({"kafka": 9092}, {}, free=lambda port: False, any_port=lambda: 40001)
+    {'kafka': 40001}
+    """
+    chosen: dict[str, int] = {}
+    for name, port in usual.items():
+        if name in given:
+            if not free(given[name]) or given[name] in chosen.values():
+                raise PortTaken(
+                    f"Port {given[name]}, given for {name}, is in use on {HOST}: end the program"
+                    f" that listens there, or give another one with --port {name}=PORT."
+                )
+            chosen[name] = given[name]
+        elif port and port not in (*chosen.values(), *given.values()) and free(port):
+            chosen[name] = port
+        else:
+            while (port := any_port()) in (*chosen.values(), *given.values()):
+                pass
+            chosen[name] = port
+    return chosen

@@ -1,0 +1,133 @@
+"""The pool that starts Python workers for Flink's tasks (environment type ``EXTERNAL``).
+
+Beam has such a pool too. This one listens on 127.0.0.1 only, gives workers the job's own pipeline
+options (Beam's drops them: no state cache, no log level), installs the files that a job was staged
+with, sends workers' output to the log where Beam's lets it fill a pipe that nobody reads, and
+takes its workers with it however it ends (Linux).
+
+Protocol: ``BeamFnExternalWorkerPool`` in Beam's ``beam_fn_api.proto``; what a worker gets is what
+Beam's container gives it (``sdks/python/container/boot.go``).
+"""
+
+import argparse
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+import grpc
+from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc
+
+from velocity.runners.stack_ports import HOST
+
+PATIENCE: Final = 10.0
+"""Seconds that a worker has to end before it is killed."""
+
+_log = logging.getLogger(__name__)
+
+Spawn = Callable[[Sequence[str]], "subprocess.Popen[bytes]"]
+
+
+def spawn(command: Sequence[str]) -> "subprocess.Popen[bytes]":
+    """Starts a worker, its output in our own log."""
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL)
+
+
+def boot_command(request: Any) -> list[str]:
+    """What starts the worker that a ``StartWorkerRequest`` asks for."""
+    return [
+        sys.executable,
+        "-m",
+        "velocity.runners.stack_worker",
+        "--pool",
+        str(os.getpid()),
+        "--id",
+        request.worker_id,
+        "--control",
+        request.control_endpoint.url,
+        "--logging",
+        request.logging_endpoint.url,
+        "--artifacts",
+        request.artifact_endpoint.url,
+        "--provision",
+        request.provision_endpoint.url,
+    ]
+
+
+class WorkerPool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):
+    """Starts and stops one process for each worker id."""
+
+    def __init__(self, start: Spawn = spawn) -> None:
+        self._start = start
+        self._workers: dict[str, subprocess.Popen[bytes]] = {}
+        self._lock = threading.Lock()
+
+    def StartWorker(self, request: Any, context: object) -> Any:
+        with self._lock:
+            try:
+                worker = self._start(boot_command(request))
+            except OSError as error:
+                return beam_fn_api_pb2.StartWorkerResponse(error=f"cannot start Python: {error}")
+            self._workers[request.worker_id] = worker
+        _log.info("worker %s started, pid %d", request.worker_id, worker.pid)
+        return beam_fn_api_pb2.StartWorkerResponse()
+
+    def StopWorker(self, request: Any, context: object) -> Any:
+        with self._lock:
+            worker = self._workers.pop(request.worker_id, None)
+        if worker is not None:
+            _log.info("worker %s ends, pid %d", request.worker_id, worker.pid)
+            _end(worker)
+        return beam_fn_api_pb2.StopWorkerResponse()
+
+    def close(self) -> None:
+        """Ends all workers."""
+        with self._lock:
+            workers, self._workers = self._workers, {}
+        for worker in workers.values():
+            worker.terminate()
+        for worker in workers.values():
+            _end(worker)
+
+
+def _end(worker: "subprocess.Popen[bytes]") -> None:
+    worker.terminate()
+    try:
+        worker.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        worker.kill()
+        worker.wait()
+
+
+def serve(port: int, pool: WorkerPool) -> tuple[grpc.Server, int]:
+    """Serves the pool on 127.0.0.1; port 0 takes any. Returns the server and its port."""
+    server = grpc.server(ThreadPoolExecutor(max_workers=16))
+    beam_fn_api_pb2_grpc.add_BeamFnExternalWorkerPoolServicer_to_server(pool, server)
+    bound = server.add_insecure_port(f"{HOST}:{port}")
+    server.start()
+    return server, bound
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Pool of Python workers for Beam on Flink.")
+    parser.add_argument("--port", type=int, required=True)
+    port = parser.parse_args(arguments).port
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    ended = threading.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda *_: ended.set())
+    pool = WorkerPool()
+    server, bound = serve(port, pool)
+    _log.info("workers for Python %s on %s:%d", sys.version.split()[0], HOST, bound)
+    ended.wait()
+    pool.close()
+    server.stop(1.0)
+
+
+if __name__ == "__main__":
+    main()

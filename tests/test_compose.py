@@ -1,0 +1,39 @@
+"""``docker-compose.yaml`` brings up what ``velocity stack`` does."""
+
+from pathlib import Path
+from typing import Any
+
+import apache_beam
+import pytest
+import yaml
+
+from velocity.runners.stack_packages import ELASTICSEARCH_VERSIONS, FLINK_VERSION, KAFKA_VERSION
+
+SERVICES: dict[str, Any] = yaml.safe_load(
+    (Path(__file__).parent.parent / "docker-compose.yaml").read_text()
+)["services"]
+
+
+@pytest.mark.parametrize(
+    ("service", "image"),
+    [
+        ("kafka", f"apache/kafka:{KAFKA_VERSION}"),
+        ("elasticsearch", f"elasticsearch:{ELASTICSEARCH_VERSIONS[9]}"),
+        ("kibana", f"kibana:{ELASTICSEARCH_VERSIONS[9]}"),
+        ("jobmanager", f"flink:{FLINK_VERSION}-java17"),
+        ("taskmanager", f"flink:{FLINK_VERSION}-java17"),
+    ],
+)
+def test_the_versions_are_those_of_the_stack(service: str, image: str) -> None:
+    assert SERVICES[service]["image"] == image
+
+
+def test_workers_run_the_beam_that_submits() -> None:
+    [first, *_] = SERVICES["workers"]["build"]["dockerfile_inline"].splitlines()
+    assert first == f"FROM apache/beam_python3.11_sdk:{apache_beam.__version__}"
+
+
+def test_every_port_is_open_on_the_loopback_interface_only() -> None:
+    ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
+    assert ports
+    assert all(port.startswith("127.0.0.1:") for port in ports)

@@ -1,0 +1,591 @@
+"""The Elasticsearch sink: whatever fails, each document is written, stale or a dead letter."""
+
+import json
+import pickle
+import random
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import apache_beam as beam
+import pytest
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.testing.util import assert_that, equal_to
+from hypothesis import given
+from hypothesis import strategies as st
+
+from velocity.io.documents import Rejection, rejected
+from velocity.io.elastic import Connection, IndexPattern, WriteToElasticsearch, operation
+from velocity.io.elastic_answers import Answer, Fate, Verdict, judge, judge_request
+from velocity.io.elastic_bulk import Buffer, Bulks, DocumentsUnwritten, Limits, Operation, Retry
+from velocity.io.records import Document, WithDeadLetters
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+JANUARY = 1_767_225_600_000
+
+
+def doc(id: str, events: int = 1, pane: str = "late", **values: Any) -> Document:
+    return Document("Job", "metric", JANUARY, JANUARY + 1, {}, values, events, pane, id)
+
+
+def op(id: str, events: int = 1, **values: Any) -> Operation:
+    return operation(doc(id, events, **values), IndexPattern("orders"), NOW)
+
+
+# -- literal answers ------------------------------------------------------------------------------
+
+CONFLICT = """{"index": {"_index": "t", "_id": "1", "status": 409, "error": {
+    "type": "version_conflict_engine_exception", "index_uuid": "y62", "shard": "0", "index": "t",
+    "reason": "[1]: version conflict, current version [5] is higher or equal to the one provided"
+}}}"""
+MAPPING = """{"index": {"status": 400, "error": {"type": "document_parsing_exception",
+    "reason": "[1:7] failed to parse field [n] of type [long] in document with id '3'.",
+    "caused_by": {"type": "illegal_argument_exception", "reason": "For input string: \\"x\\""}}}}"""
+BUSY = """{"index": {"status": 429, "error": {"type": "es_rejected_execution_exception",
+    "reason": "rejected execution of coordinating operation"}}}"""
+BREAKER = """{"index": {"status": 429, "error": {"type": "circuit_breaking_exception",
+    "reason": "[parent] Data too large", "durability": "TRANSIENT"}}}"""
+FLOOD = """{"index": {"status": 429, "error": {"type": "cluster_block_exception", "reason":
+    "index [t] blocked by: [TOO_MANY_REQUESTS/12/disk usage exceeded flood-stage watermark]"}}}"""
+WRITE_BLOCK = """{"index": {"status": 403, "error": {"type": "cluster_block_exception",
+    "reason": "index [t] blocked by: [FORBIDDEN/8/index write (api)];"}}}"""
+NO_SHARD = """{"index": {"status": 503, "error": {"type": "unavailable_shards_exception",
+    "reason": "[t][0] primary shard is not active Timeout: [1m]"}}}"""
+NO_INDEX = """{"index": {"status": 404, "error": {"type": "index_not_found_exception",
+    "reason": "no such index [t] and [action.auto_create_index] is [false]"}}}"""
+NOT_ALLOWED = """{"index": {"status": 403, "error": {"type": "security_exception",
+    "reason": "action [indices:data/write/bulk[s]] is unauthorized for user [velocity]"}}}"""
+OTHER_CONFLICT = """{"index": {"status": 409, "error": {"type": "some_other_exception",
+    "reason": "not about versions"}}}"""
+
+
+@pytest.mark.parametrize(
+    ("item", "verdict", "error"),
+    [
+        ('{"index": {"status": 201}}', Verdict.WRITTEN, ""),
+        ('{"index": {"status": 200}}', Verdict.WRITTEN, ""),
+        (CONFLICT, Verdict.STALE, "version_conflict_engine_exception: [1]: version conflict"),
+        (BUSY, Verdict.RETRY, "es_rejected_execution_exception: rejected"),
+        (BREAKER, Verdict.RETRY, "circuit_breaking_exception: [parent]"),
+        (FLOOD, Verdict.RETRY, "cluster_block_exception: index [t]"),
+        (WRITE_BLOCK, Verdict.RETRY, "cluster_block_exception: index [t]"),
+        (NO_SHARD, Verdict.RETRY, "unavailable_shards_exception: [t][0]"),
+        (MAPPING, Verdict.REJECTED, "document_parsing_exception: [1:7] failed to parse field [n]"),
+        (NO_INDEX, Verdict.REJECTED, "index_not_found_exception: no such index"),
+        (NOT_ALLOWED, Verdict.REJECTED, "security_exception: action"),
+        (OTHER_CONFLICT, Verdict.REJECTED, "some_other_exception: not about versions"),
+        ('{"index": {"status": 500, "error": "plain words"}}', Verdict.RETRY, "plain words"),
+    ],
+)
+def test_each_document_is_judged_by_its_own_answer(item: str, verdict: Verdict, error: str) -> None:
+    judged, told = judge(json.loads(item))
+    assert judged is verdict
+    assert told.startswith(error)
+
+
+@pytest.mark.parametrize(
+    ("statuses", "fate"),
+    [
+        ([200], Fate.READ),
+        ([0, 408, 429, 500, 502, 503, 504], Fate.RETRY),
+        ([400, 413], Fate.SPLIT),
+        ([301, 401, 403, 404, 405], Fate.FAIL),
+    ],
+)
+def test_a_request_fares_by_its_status(statuses: list[int], fate: Fate) -> None:
+    assert {judge_request(status) for status in statuses} == {fate}
+
+
+# -- configuration --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pattern", "remedy"),
+    [
+        ("Orders", "lower case"),
+        ("orders,others", "lower case"),
+        ("orders-{window_start:%Y:%m}", "lower case"),
+        ("-orders", "begin with"),
+        (".orders", "begin with"),
+        ("", "begin with"),
+        ("x" * 256, "255 bytes"),
+        ("orders-{window_end:%Y}", "is not one of"),
+        ("orders-{}", "is not one of"),
+        ("orders-{job.name}", "is not one of"),
+        ("orders-{job!r}", "is not one of"),
+        ("orders-{job:>9}", "takes no format"),
+        ("orders-{window_start}", "a format of"),
+        ("orders-{window_start:%B}", "a format of"),
+        ("orders-{window_start:{job}}", "a format of"),
+        ("orders-{window_start:%Y%}", "a format of"),
+        ("orders-{job", "'}'"),
+    ],
+)
+def test_an_index_that_cannot_be_is_refused_with_its_remedy(pattern: str, remedy: str) -> None:
+    with pytest.raises(ValueError, match=remedy) as refusal:
+        IndexPattern(pattern)
+    assert repr(pattern) in str(refusal.value)
+
+
+def test_the_index_follows_from_the_windows_start_in_utc() -> None:
+    pattern = IndexPattern("velocity-{job}-{metric}-{window_start:%Y.%m.%d}")
+    assert pattern.name(doc("1")) == "velocity-job-metric-2026.01.01"
+
+
+def test_secrets_show_nowhere() -> None:
+    for sink in (
+        WriteToElasticsearch("http://127.0.0.1:9", "orders", api_key="hush"),
+        WriteToElasticsearch("http://127.0.0.1:9", "orders", basic_auth=("velocity", "hush")),
+    ):
+        shown = repr(sink) + str(sink) + repr(vars(sink)) + repr(vars(sink._sink))
+        assert "hosts=" in shown
+        assert "hush" not in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        ({"hosts": ()}, "give URLs"),
+        ({"hosts": ("127.0.0.1:9200",)}, "is a URL"),
+        ({"hosts": ("http://velocity:hush@127.0.0.1:9200",)}, "basic_auth"),
+        ({"hosts": ("http://h",), "api_key": "hush", "basic_auth": ("u", "hush")}, "give one"),
+        ({"hosts": ("http://h",), "request_timeout": timedelta()}, "more than zero"),
+    ],
+)
+def test_a_connection_that_cannot_be_is_refused_with_its_remedy(
+    options: dict[str, Any], remedy: str
+) -> None:
+    with pytest.raises(ValueError, match=remedy) as refusal:
+        Connection(**options)
+    assert "hush" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Limits(documents=0),
+        lambda: Limits(size=0),
+        lambda: Retry(initial=timedelta()),
+        lambda: Retry(longest=timedelta(hours=1)),
+    ],
+)
+def test_limits_and_retries_that_cannot_be_are_refused(make: Callable[[], Any]) -> None:
+    with pytest.raises(ValueError, match=r"give at least|needs"):
+        make()
+
+
+# -- the bulk being filled ------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(1, 9), st.integers(0, 200))),
+    st.integers(1, 4),
+    st.integers(200, 900),
+)
+def test_a_bulk_keeps_its_limits_and_the_greatest_version_of_each_document(
+    added: list[tuple[str, int, int]], documents: int, size: int
+) -> None:
+    buffer = Buffer(Limits(documents, size))
+    operations = [op(id, events, pad="x" * pad) for id, events, pad in added]
+    bulks = [buffer.add(each) for each in operations]
+    for before, new in zip(bulks, operations, strict=True):
+        full = len(before) == documents or sum(each.size for each in before) + new.size > size
+        assert not before or full  # it is never sent early
+    bulks.append(buffer.take())
+    kept = [each for bulk in bulks for each in bulk]
+    for bulk in bulks:
+        assert len(bulk) <= documents
+        assert len(bulk) <= 1 or sum(each.size for each in bulk) <= size
+        assert len({each.id for each in bulk}) == len(bulk)
+    assert len(kept) + buffer.superseded == len(operations)
+    greatest = {id: max(o.version for o in operations if o.id == id) for id, *_ in added}
+    assert {id: max(k.version for k in kept if k.id == id) for id in greatest} == greatest
+
+
+def test_a_version_that_is_superseded_takes_no_room() -> None:
+    buffer = Buffer(Limits(size=3 * op("a").size))
+    assert [buffer.add(op(id, n)) for id, n in [("a", 1), ("a", 2), ("a", 3), ("b", 1)]] == [[]] * 4
+
+
+def test_the_size_of_a_bulk_is_that_of_its_body() -> None:
+    each = op("1")
+    assert each.size == len(each.action + b"\n" + each.source + b"\n")
+
+
+# -- retries, without a network -------------------------------------------------------------------
+
+
+class Store:
+    """Elasticsearch as far as ``_bulk`` goes: keeps the greatest external version, and may fail."""
+
+    def __init__(self, *faults: str) -> None:
+        self.faults = deque(faults)
+        self.documents: dict[str, int] = {}
+        self.sent: list[list[str]] = []
+        self.now = 0.0
+        self.slept: list[float] = []
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+    def bulks(self, retry: Retry | None = None, jitter: float = 0.5) -> Bulks:
+        return Bulks(
+            self.send,
+            retry or Retry(),
+            timedelta(seconds=30),
+            self.sleep,
+            lambda: jitter,
+            lambda: self.now,
+        )
+
+    def send(self, operations: Sequence[Operation], timeout: float) -> Answer:
+        self.sent.append([o.id for o in operations])
+        fault = self.faults.popleft() if self.faults else ""
+        if fault == "down":
+            return Answer(Fate.RETRY, (), "HTTP 503: overloaded")
+        if fault == "unauthorized":
+            return Answer(Fate.FAIL, (), "HTTP 401: missing authentication")
+        if fault == "split" or any(o.id == "poison" for o in operations):
+            return Answer(Fate.SPLIT, (), "HTTP 400: id is too long")
+        busy = [fault == "busy" and i % 2 == 0 for i in range(len(operations))]
+        items = [
+            json.loads(BUSY) if late else self._item(o)
+            for o, late in zip(operations, busy, strict=True)
+        ]
+        if fault == "cut":  # applied, but nobody hears of it
+            return Answer(Fate.RETRY, (), "connection lost")
+        return Answer(Fate.READ, items, "")
+
+    def _item(self, o: Operation) -> Mapping[str, Any]:
+        if b"unmappable" in o.source:
+            return json.loads(MAPPING)  # type: ignore[no-any-return]
+        if self.documents.get(o.id, -1) >= o.version:
+            return json.loads(CONFLICT)  # type: ignore[no-any-return]
+        self.documents[o.id] = o.version
+        return {"index": {"status": 201}}
+
+
+def test_only_what_failed_is_sent_again() -> None:
+    store = Store("busy")
+    outcome = store.bulks().write([op("a"), op("b"), op("c", unmappable=1)])
+    assert store.sent == [["a", "b", "c"], ["a", "c"]]
+    assert (outcome.written, len(outcome.rejected), outcome.calls, outcome.retries) == (2, 1, 2, 1)
+
+
+def test_each_wait_may_be_twice_as_long_as_the_last() -> None:
+    store = Store("down", "busy", "cut", "down")
+    store.bulks(jitter=0.5).write([op("a")])
+    assert store.slept == [0.1, 0.2, 0.4, 0.8]
+
+
+def test_past_the_deadline_the_bundle_fails_and_says_what_went_wrong_first() -> None:
+    store = Store("busy", *["down"] * 1_000)
+    with pytest.raises(DocumentsUnwritten) as failure:
+        store.bulks(jitter=0.999).write([op("a"), op("b"), op("c")])
+    assert (failure.value.index, failure.value.count) == ("orders", 2)
+    assert "es_rejected_execution_exception" in failure.value.error
+    assert 30 < store.now < 60
+
+
+def test_when_no_retry_helps_the_bundle_fails_at_once() -> None:
+    store = Store("unauthorized")
+    with pytest.raises(DocumentsUnwritten, match="401"):
+        store.bulks().write([op("a")])
+    assert store.slept == []
+
+
+def test_a_refused_bulk_is_halved_in_order_and_waits_for_nothing() -> None:
+    store = Store("split", "", "split")
+    assert store.bulks().write([op(id) for id in "abcde"]).written == 5
+    assert store.sent == [list("abcde"), list("ab"), list("cde"), ["c"], list("de")]
+    assert store.slept == []
+
+
+def test_one_document_that_spoils_its_request_is_found_and_rejected_alone() -> None:
+    store = Store()
+    outcome = store.bulks().write([op(id) for id in ("a", "b", "poison", "c", "d", "e")])
+    assert store.documents.keys() == set("abcde")
+    assert [(r.id, r.error) for r in outcome.rejected] == [("poison", "HTTP 400: id is too long")]
+
+
+def test_an_empty_bulk_is_not_sent() -> None:
+    store = Store()
+    assert store.bulks().write([]).calls == 0
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["a", "b", "c", "poison"]), st.integers(1, 9), st.booleans()),
+        max_size=20,
+    ),
+    st.lists(st.sampled_from(["", "down", "busy", "cut", "split"]), max_size=12),
+    st.integers(1, 5),
+)
+def test_whatever_fails_the_greatest_version_stays_and_each_document_is_booked_once(
+    added: list[tuple[str, int, bool]], faults: list[str], documents: int
+) -> None:
+    store, buffer = Store(*faults), Buffer(Limits(documents))
+    bulks = store.bulks()
+    operations = [op(i, e, **({"unmappable": 1} if bad else {})) for i, e, bad in added]
+    sent = [buffer.add(each) for each in operations] + [buffer.take()]
+    outcomes = [bulks.write(bulk) for bulk in sent]
+    booked = sum(o.written + o.stale + len(o.rejected) for o in outcomes)
+    assert booked + buffer.superseded == len(operations)
+    good = [o for o in operations if o.id != "poison" and b"unmappable" not in o.source]
+    lost = {r.id for o in outcomes for r in o.rejected}
+    for id in {o.id for o in good} - lost:
+        assert store.documents[id] == max(o.version for o in good if o.id == id)
+
+
+def test_its_error_crosses_a_worker() -> None:
+    error = DocumentsUnwritten("HTTP 503", "orders", 3)
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    assert "3 documents" in str(error)
+
+
+# -- the sink, over a socket ----------------------------------------------------------------------
+
+
+class Server(ThreadingHTTPServer):
+    """Answers ``_bulk`` as Elasticsearch does, except for the faults, one for each call."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.faults: deque[str] = deque()
+        self.store = Store()
+        self.calls: Counter[str] = Counter()
+        self.largest_body = 10**9
+        self.authorization: set[str | None] = set()
+        self.indices: set[str] = set()
+        self.closing = threading.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def server_close(self) -> None:
+        self.closing.set()
+        super().server_close()
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def do_PUT(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        fault = self.server.faults.popleft() if self.server.faults else ""
+        self.server.calls[fault] += 1
+        self.server.authorization.add(self.headers["Authorization"])
+        if fault == "hang":
+            self.server.closing.wait()
+            self.close_connection = True
+        elif fault.isdigit():
+            self._answer(int(fault), {"error": {"type": "fault", "reason": "asked for"}})
+        elif fault == "page":
+            self._answer(200, b"<html>", "text/html")
+        elif len(body) > self.server.largest_body:
+            self._answer(413, b"")
+        else:
+            self._apply(body, fault)
+
+    do_POST = do_PUT
+
+    def _apply(self, body: bytes, fault: str) -> None:
+        lines = body.splitlines()
+        actions = [json.loads(line)["index"] for line in lines[::2]]
+        self.server.indices.update(action["_index"] for action in actions)
+        operations = [
+            Operation(a["_index"], a["_id"], a["version"], b"", source)
+            for a, source in zip(actions, lines[1::2], strict=True)
+            if a["version_type"] == "external"
+        ]
+        if any(len(o.id) > 512 for o in operations):
+            reason = {"type": "action_request_validation_exception", "reason": "id is too long"}
+            self._answer(400, {"error": reason, "status": 400})
+            return
+        self.server.store.faults.append("busy" if fault == "busy" else "")
+        items = self.server.store.send(operations, 0).items
+        if fault == "cut":
+            self.close_connection = True
+        elif fault == "short":
+            self._answer(200, {"items": items[:-1]})
+        else:
+            self._answer(200, {"errors": True, "items": items})
+
+    def _answer(self, status: int, body: Any, kind: str = "application/json") -> None:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("X-Elastic-Product", "Elasticsearch")
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Keeps the test's output clean."""
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+FAST = Retry(timedelta(milliseconds=1), timedelta(milliseconds=5), timedelta(seconds=20))
+
+
+def sink(server: Server, **options: Any) -> WriteToElasticsearch:
+    at_now = partial(datetime, 2026, 1, 1, tzinfo=UTC)
+    index = "velocity-{job}-{window_start:%Y.%m}"
+    return WriteToElasticsearch(server.url, index, retry=FAST, now=at_now, **options)
+
+
+def run(server: Server, documents: list[Document], dead: list[Any], **options: Any) -> Counter[str]:
+    """Counters of a job that writes documents; ``dead`` are the dead letters it must put out."""
+    pipeline = beam.Pipeline(FnApiRunner())
+    told = (
+        pipeline
+        | beam.Create(documents, reshuffle=False)
+        | sink(server, **options)
+        | beam.FlatMap(lambda batch: batch.to_pylist())
+        | beam.Map(lambda row: (row["cause"], row["topic"], row["key"], row["error"]))
+    )
+    assert_that(told, equal_to(dead))
+    result = pipeline.run()
+    result.wait_until_finish()
+    found = result.metrics().query()["counters"]
+    return Counter({c.key.metric.name: c.committed for c in found})
+
+
+@pytest.mark.embedded
+def test_documents_are_written_in_bulk_under_their_id_and_version(server: Server) -> None:
+    seen = run(server, [doc("1", 2), doc("2", 1, "early"), doc("1", 1)], [])
+    assert server.store.documents == {"1": 5, "2": 2}
+    assert server.indices == {"velocity-job-2026.01"}
+    assert (seen["documents_written"], seen["documents_stale"], seen["bulk_calls"]) == (2, 1, 1)
+
+
+@pytest.mark.embedded
+@pytest.mark.parametrize("fault", ["busy", "503", "429", "cut", "short", "page"])
+def test_what_passes_is_outlasted(server: Server, fault: str) -> None:
+    server.faults.extend([fault, fault])
+    seen = run(server, [doc("1"), doc("2"), doc("3")], [])
+    assert server.store.documents == {"1": 3, "2": 3, "3": 3}
+    assert (seen["sink_retries"], seen["bulk_calls"]) == (2, 3)
+    assert server.calls[fault] == 2
+
+
+@pytest.mark.embedded
+def test_an_answer_lost_after_the_write_does_no_harm(server: Server) -> None:
+    server.faults.append("cut")
+    seen = run(server, [doc("1", 4)], [])
+    assert server.store.sent == [["1"], ["1"]]
+    assert server.store.documents == {"1": 9}
+    assert (seen["documents_written"], seen["documents_stale"]) == (0, 1)
+
+
+@pytest.mark.embedded
+def test_a_server_that_hangs_is_asked_again(server: Server) -> None:
+    server.faults.append("hang")
+    run(server, [doc("1")], [], request_timeout=timedelta(milliseconds=200))
+    assert server.store.documents == {"1": 3}
+    assert server.calls["hang"] == 1
+
+
+@pytest.mark.embedded
+def test_a_bulk_too_large_for_the_server_is_halved_until_it_fits(server: Server) -> None:
+    server.largest_body = 700
+    whole = doc("whole", pad="x" * 1_000)
+    dead = ("rejected", "velocity-job-2026.01", b"whole", "HTTP 413: no reason given")
+    run(server, [*(doc(str(i)) for i in range(8)), whole], [dead])
+    assert server.store.documents.keys() == set("01234567")
+
+
+@pytest.mark.embedded
+def test_rejected_documents_become_dead_letters_and_the_others_are_written(server: Server) -> None:
+    error = json.loads(MAPPING)["index"]["error"]
+    index, long = "velocity-job-2026.01", "x" * 600
+    dead = [
+        ("rejected", index, b"2", f"{error['type']}: {error['reason']}"),
+        (
+            "rejected",
+            index,
+            long.encode(),
+            "HTTP 400: action_request_validation_exception: id is too long",
+        ),
+    ]
+    seen = run(server, [doc("1"), doc("2", unmappable=1), doc(long), doc("3")], dead)
+    assert server.store.documents.keys() == {"1", "3"}
+    assert (seen["documents_written"], seen["dead_letters_rejected"]) == (2, 2)
+
+
+@pytest.mark.embedded
+def test_a_dead_letter_holds_the_document_and_joins_the_earlier_ones(server: Server) -> None:
+    earlier = rejected([Rejection("elsewhere", "0", b"{}", "no")], NOW)
+    with beam.Pipeline(FnApiRunner()) as pipeline:
+        documents = (
+            pipeline
+            | beam.Create([doc("1", unmappable=1)])
+            | beam.WindowInto(beam.window.FixedWindows(60))
+        )
+        came_with = pipeline | "Earlier" >> beam.Create([earlier])
+        values = (
+            WithDeadLetters(documents, came_with)
+            | sink(server)
+            | beam.FlatMap(lambda batch: [json.loads(row["value"]) for row in batch.to_pylist()])
+        )
+        assert_that(values, equal_to([{}, doc("1", unmappable=1).body(NOW)]))
+
+
+@pytest.mark.embedded
+def test_bulks_are_sent_by_count_and_the_rest_as_the_bundle_ends(server: Server) -> None:
+    run(server, [doc(str(i)) for i in range(5)], [], limits=Limits(documents=2))
+    assert [len(bulk) for bulk in server.store.sent] == [2, 2, 1]
+
+
+@pytest.mark.embedded
+def test_without_the_right_to_write_the_job_fails_and_nothing_is_retried(server: Server) -> None:
+    server.faults.extend(["401"] * 9)
+    with pytest.raises(Exception, match=r"1 documents not written.*velocity-job-2026.01.*HTTP 401"):
+        run(server, [doc("1")], [], api_key="a2V5")
+    assert server.calls["401"] == 1
+    assert server.authorization == {"ApiKey a2V5"}
+
+
+@pytest.mark.embedded
+def test_where_nobody_listens_the_job_fails_at_its_deadline(server: Server) -> None:
+    server.shutdown()
+    server.server_close()
+    soon = Retry(*[timedelta(milliseconds=ms) for ms in (1, 5, 20)])
+    with (
+        pytest.raises(Exception, match="documents not written"),
+        beam.Pipeline(FnApiRunner()) as pipeline,
+    ):
+        _ = (
+            pipeline
+            | beam.Create([doc("1")])
+            | WriteToElasticsearch(server.url, "orders", retry=soon)
+        )
+
+
+@pytest.mark.embedded
+def test_versions_written_by_many_jobs_in_any_order_converge(server: Server) -> None:
+    documents = [doc(str(i % 7), 1 + i // 7) for i in range(70)]
+    chance = random.Random(7)
+    for _ in range(3):
+        chance.shuffle(documents)
+        server.faults.extend(chance.choices(["", "busy", "cut", "503"], k=4))
+        run(server, documents, [], limits=Limits(documents=3))
+    assert server.store.documents == {str(i): 21 for i in range(7)}

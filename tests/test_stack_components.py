@@ -1,0 +1,179 @@
+"""What is missing is said before anything starts; servers listen on 127.0.0.1 only."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from velocity.runners.stack_components import NAMES, PORTS, Machine, Settings
+from velocity.runners.stack_errors import MissingTool, StackError
+from velocity.runners.stack_flink import (
+    JobManager,
+    TaskManager,
+    TaskManagerMemory,
+    WorkerPool,
+    configuration,
+)
+from velocity.runners.stack_java import Jdk
+from velocity.runners.stack_kafka import server_properties
+from velocity.runners.stack_server import tail
+
+JDK_17, JDK_25 = Jdk(Path("/jvm/17"), 17), Jdk(Path("/jvm/25"), 25)
+FLINK_PORTS = {"flink": 8081, "flink-rpc": 6123, "flink-blob": 6124, "workers": 50000}
+
+
+def no_maven() -> str:
+    raise MissingTool("no mvn")
+
+
+def machine(tmp_path: Path, *jdks: Jdk, pip: bool = True) -> Machine:
+    return Machine(jdks, tmp_path, maven=lambda: "mvn", has_pip=lambda: pip)
+
+
+def test_elasticsearch_9_runs_where_a_jdk_allows_it_else_8(tmp_path: Path) -> None:
+    assert machine(tmp_path, JDK_17, JDK_25).elasticsearch(None) == 9
+    assert machine(tmp_path, JDK_17).elasticsearch(None) == 8
+    assert machine(tmp_path, JDK_17, JDK_25).elasticsearch(8) == 8
+
+
+def test_elasticsearch_9_without_its_jdk_is_refused_when_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(MissingTool, match="Elasticsearch 9 needs a JDK 21 or later; found: 17"):
+        machine(tmp_path, JDK_17).check(["elasticsearch"], Settings(elasticsearch=9))
+
+
+def test_each_server_gets_a_jdk_it_runs_on(tmp_path: Path) -> None:
+    both = machine(tmp_path, JDK_25, JDK_17)
+    assert both.jdk("flink") == JDK_17
+    assert both.jdk("kafka") == JDK_17
+    assert both.jdk("elasticsearch", 9) == JDK_25
+
+
+def test_flink_does_not_run_on_a_jdk_it_was_not_made_for(tmp_path: Path) -> None:
+    with pytest.raises(MissingTool, match=r"Flink 1\.19 needs a JDK 11 to 21; found: 25"):
+        machine(tmp_path, JDK_25).check(["flink"], Settings())
+
+
+def test_all_that_is_missing_is_named_at_once(tmp_path: Path) -> None:
+    bare = Machine([], tmp_path, maven=no_maven, has_pip=lambda: False)
+    with pytest.raises(MissingTool) as raised:
+        bare.check(NAMES, Settings())
+    for missing in ("Kafka needs", "Elasticsearch 8.19 needs", "Flink 1.19 needs", "mvn", "pip"):
+        assert missing in str(raised.value)
+
+
+def test_what_is_in_the_cache_needs_no_maven_and_no_pip(tmp_path: Path) -> None:
+    for name in NAMES:
+        (tmp_path / f"{name}-1").mkdir()
+    Machine([JDK_17], tmp_path, maven=no_maven, has_pip=lambda: False).check(NAMES, Settings())
+
+
+def test_what_is_asked_for_decides_what_is_needed(tmp_path: Path) -> None:
+    Machine([JDK_17], tmp_path, maven=no_maven, has_pip=lambda: True).check(["flink"], Settings())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"task_managers": 0}, {"slots": 0}, {"state_backend": "disk"}, {"elasticsearch": 7}],
+)
+def test_wrong_settings_are_refused_by_name(settings: dict[str, object]) -> None:
+    with pytest.raises(StackError, match=next(iter(settings))):
+        Settings(**settings)  # type: ignore[arg-type]
+
+
+def test_kafka_listens_on_the_loopback_only() -> None:
+    text = server_properties(port=19092, controller_port=19093, data=Path("/d"))
+    properties = dict(line.split("=", 1) for line in text.splitlines())
+    assert properties["listeners"] == "PLAINTEXT://127.0.0.1:19092,CONTROLLER://127.0.0.1:19093"
+    assert properties["advertised.listeners"] == "PLAINTEXT://127.0.0.1:19092"
+    assert properties["log.dirs"] == "/d"
+    assert properties["log.retention.ms"] == "-1"  # what is old by its own time is kept
+    assert set(re.findall(r"\d+\.\d+\.\d+\.\d+", text)) == {"127.0.0.1"}
+
+
+def flink_configuration(**changes: object) -> dict[str, str | int | bool]:
+    wanted = {
+        "ports": FLINK_PORTS,
+        "data": Path("/d"),
+        "temporary": Path("/t"),
+        "slots": 4,
+        "state_backend": "hashmap",
+    }
+    return configuration(**(wanted | changes))  # type: ignore[arg-type]
+
+
+def test_flink_listens_on_the_loopback_only() -> None:
+    rendered = flink_configuration()
+    for key, value in rendered.items():
+        if key.endswith((".address", "-host", ".host", "bind-address")):
+            assert value == "127.0.0.1", key
+    assert {"jobmanager.bind-host", "taskmanager.bind-host", "rest.bind-address"} <= set(rendered)
+
+
+def test_checkpoints_and_savepoints_lie_with_the_data() -> None:
+    rendered = flink_configuration()
+    assert rendered["state.checkpoints.dir"] == "file:///d/checkpoints"
+    assert rendered["state.savepoints.dir"] == "file:///d/savepoints"
+
+
+def test_rocksdb_writes_checkpoints_by_increments() -> None:
+    assert flink_configuration()["state.backend.incremental"] is False
+    rocksdb = flink_configuration(state_backend="rocksdb")
+    assert rocksdb["state.backend.type"] == "rocksdb"
+    assert rocksdb["state.backend.incremental"] is True
+
+
+def test_the_jvm_gets_the_memory_that_flink_counts_with() -> None:
+    memory = TaskManagerMemory(task_heap=100, framework_heap=20, metaspace=64)
+    assert memory.heap == 120
+    counted = sum(
+        int(size.removesuffix("m"))
+        for key, size in memory.configuration().items()
+        if not key.endswith(".min")
+    )
+    assert counted == memory.total
+
+
+def test_a_task_manager_finds_its_own_name_in_its_configuration(tmp_path: Path) -> None:
+    server = TaskManager(
+        "taskmanager-2",
+        tmp_path,
+        jars=Path("/jars"),
+        jdk=JDK_17,
+        configuration=flink_configuration(temporary=tmp_path / "tmp"),
+    )
+    server.prepare()
+    folder = tmp_path / "conf" / "taskmanager-2"
+    written = yaml.safe_load((folder / "config.yaml").read_text())
+    assert written["taskmanager.resource-id"] == "taskmanager-2"
+    assert (folder / "log4j2.properties").exists()
+    assert folder in server.command()
+
+
+@pytest.mark.parametrize(("jdk", "opens"), [(JDK_17, True), (Jdk(Path("/jvm/11"), 11), False)])
+def test_modules_are_opened_only_where_java_has_sealed_them(
+    tmp_path: Path, jdk: Jdk, opens: bool
+) -> None:
+    server = JobManager(
+        "jobmanager", tmp_path, jars=Path("/j"), jdk=jdk, configuration=flink_configuration()
+    )
+    assert any(str(part).startswith("--add-opens") for part in server.command()) is opens
+
+
+def test_workers_find_this_python_first(tmp_path: Path) -> None:
+    import sys
+
+    path = WorkerPool(tmp_path, port=1).environment()["PATH"]
+    assert path.split(":")[0] == str(Path(sys.executable).parent)
+
+
+def test_no_two_servers_have_one_usual_port() -> None:
+    usual = [port for ports in PORTS.values() for port in ports.values() if port]
+    assert len(usual) == len(set(usual))
+
+
+def test_the_end_of_a_log_is_its_last_lines(tmp_path: Path) -> None:
+    log = tmp_path / "x.log"
+    log.write_text("".join(f"{n} {'x' * 300}\n" for n in range(1000)))
+    assert [line.split()[0] for line in tail(log, 3).splitlines()] == ["997", "998", "999"]
+    assert tail(log, 0) == ""

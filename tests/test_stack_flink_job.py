@@ -1,0 +1,336 @@
+"""Jobs on a real Flink and Kafka: submitted, stopped, resumed, killed; no event lost or doubled."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from velocity.io.sqlite import StoreUnusable, read_documents
+from velocity.pipelines.directory import directory
+from velocity.pipelines.jobfile import load
+from velocity.pipelines.produce import produce
+from velocity.pipelines.recompute import differences
+from velocity.pipelines.simulator import Scenario, simulate
+from velocity.runners.demo import JOB, expected
+from velocity.runners.embedded import DirectoryService
+from velocity.runners.flink_rest import Flink
+from velocity.runners.stack_process import find
+from velocity.runners.stack_state import read_state
+
+pytestmark = pytest.mark.stack
+
+SEED = 5
+VELOCITY = [sys.executable, "-c", "from velocity.runners.cli import main; main()"]
+
+
+@dataclass
+class Cluster:
+    """A stack of its own with Kafka and Flink, the REST service of the job, and ``velocity``."""
+
+    folder: Path
+    environ: dict[str, str]
+
+    def __call__(self, *arguments: str | Path, code: int = 0) -> str:
+        done = subprocess.run(
+            [*VELOCITY, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env=self.environ,
+            check=False,
+            timeout=300,
+        )
+        self.stderr = done.stderr
+        assert done.returncode == code, done.stderr + done.stdout
+        return done.stdout
+
+    def address(self, name: str) -> str:
+        found = read_state(self.folder).address(name)
+        assert found is not None
+        return found
+
+    @property
+    def flink(self) -> Flink:
+        return Flink(self.address("flink"))
+
+    def workers(self) -> list[int]:
+        """The pids of the Python workers, of which each runs tasks of one job."""
+        ours = find([], lambda mark: mark.stack == str(self.folder))
+        return [
+            process.id.pid
+            for process in ours
+            if b"velocity.runners.stack_worker\0" in _command_line(process.id.pid)
+        ]
+
+    def job_servers(self) -> list[bytes]:
+        """The command lines of all job servers whose artifacts are in our folder."""
+        folders = (path for path in Path("/proc").iterdir() if path.name.isdecimal())
+        lines = [_command_line(int(path.name)) for path in folders]
+        return [
+            line for line in lines if b"--job-port" in line and str(self.folder).encode() in line
+        ]
+
+
+def _command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("stack") / "state"
+    temporary = tmp_path_factory.mktemp("temporary")
+    with DirectoryService(directory(SEED).tables()) as service:
+        environ = {
+            **os.environ,
+            "VELOCITY_STATE": str(folder),
+            "PROVIDERS": service.url,
+            "PATIENTS": service.url,
+            "TMPDIR": str(temporary),
+        }
+        found = Cluster(folder, environ)
+        try:
+            found("stack", "up", "kafka", "flink")
+            environ["KAFKA"] = found.address("kafka")
+            yield found
+        finally:
+            found("stack", "down")
+
+
+@pytest.fixture(autouse=True)
+def no_job_is_left(cluster: Cluster) -> Iterator[None]:
+    yield
+    for job in cluster.flink.jobs():
+        if not job.ended:
+            cluster.flink.cancel(job.id)
+    until(lambda: all(job.ended for job in cluster.flink.jobs()) and cluster.workers() == [])
+
+
+class Pace:
+    """The clock of a producer: real time, until it is released to send the rest at once."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._released = threading.Event()
+
+    def clock(self) -> float:
+        return float("inf") if self._released.is_set() else time.monotonic() - self._began
+
+    def sleep(self, seconds: float) -> None:
+        self._released.wait(seconds)
+
+    def release(self) -> None:
+        self._released.set()
+
+
+class Case:
+    """The pharmacy's job on topics of its own, and what its documents must be."""
+
+    def __init__(self, cluster: Cluster, folder: Path, events: int) -> None:
+        self.cluster = cluster
+        self.prefix = folder.name
+        self.path = folder / "job.yaml"
+        text = JOB.read_text().replace("pharmacy.events", f"{self.prefix}.pharmacy.events")
+        self.path.write_text(text.replace("idle_after: 60s", "idle_after: 5s"))
+        self.store, self.dead = folder / "documents.db", folder / "dead-letters"
+        self.scenario = Scenario(seed=SEED, events=events, domains=("pharmacy_delivery",))
+        topic = NewTopic(f"{self.prefix}.pharmacy.events", 4, 1)
+        client = AdminClient({"bootstrap.servers": self.kafka})
+        for made in client.create_topics([topic]).values():
+            made.result()
+        until(lambda: len(client.list_topics(topic.topic, 30).topics[topic.topic].partitions) == 4)
+        self.producer: threading.Thread | None = None
+        self.pace = Pace()
+
+    @property
+    def kafka(self) -> str:
+        return self.cluster.address("kafka")
+
+    def run(self, *options: str, code: int = 0) -> str:
+        """The id of the job, which runs on Flink."""
+        sinks = ("--sqlite", self.store, "--dead-letters", self.dead)
+        output = self.cluster(
+            "run", self.path, "--runner", "flink", "--detach", *sinks, *options, code=code
+        )
+        return output.strip()
+
+    def produce(self, rate: float = 1_000) -> None:
+        """Begins to send events, so many a second, until all that are left are wanted at once.
+
+        No partition must fall silent before: its watermark would follow the clock.
+        """
+        self.producer = threading.Thread(
+            target=produce,
+            args=(self.scenario, self.kafka),
+            kwargs={
+                "topics_prefix": f"{self.prefix}.",
+                "rate": rate,
+                "clock": self.pace.clock,
+                "sleep": self.pace.sleep,
+            },
+        )
+        self.producer.start()
+
+    @property
+    def producing(self) -> bool:
+        return self.producer is not None and self.producer.is_alive()
+
+    def documents(self) -> dict[str, Any]:
+        try:
+            return dict(read_documents(str(self.store)))
+        except (FileNotFoundError, StoreUnusable):  # it is being made
+            return {}
+
+    def await_all(self, seconds: float = 180) -> None:
+        """Returns when the documents are final, and equal the plain recomputation."""
+        wanted = expected(load(self.path), simulate(self.scenario), directory(SEED))
+        self.pace.release()
+        assert self.producer is not None
+        self.producer.join()
+
+        def wrong() -> list[str]:
+            found = self.documents()
+            early = [f"{id_}: early" for id_, body in found.items() if body["pane"] == "early"]
+            return [*differences(wanted, found), *early]
+
+        deadline = time.monotonic() + seconds
+        while (left := wrong()) and time.monotonic() < deadline:
+            time.sleep(1)
+        assert left[:5] == []
+
+
+def until(condition: Callable[[], bool], seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_job_stopped_with_a_savepoint_and_resumed_with_more_subtasks_loses_and_doubles_nothing(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    case = Case(cluster, tmp_path, 300_000)
+    case.produce()
+    case.run("--parallelism", "2", "--name", "first")
+    until(lambda: len(case.documents()) > 50)
+    assert cluster.job_servers() == []
+
+    stopped = json.loads(cluster("stop", "first", "--json"))
+    assert case.producing  # it was in mid-run
+    assert cluster.flink.find(stopped["id"]).state == "FINISHED"
+    assert f"--from-savepoint {stopped['savepoint']}" in stopped["resume"]
+    before = len(case.documents())
+
+    second = case.run("--parallelism", "3", "--from-savepoint", stopped["savepoint"])
+    assert cluster.flink.checkpoints(second).restored_from == stopped["savepoint"]
+    case.await_all()
+    assert len(case.documents()) > before
+    cluster("stop", second, "--cancel")
+    until(lambda: cluster.flink.find(second).ended)
+    assert cluster.flink.find(second).state == "CANCELED"
+
+
+@pytest.mark.parametrize("backend", ["hashmap", "rocksdb"])
+def test_a_killed_python_worker_and_a_killed_task_manager_lose_and_double_nothing(
+    cluster: Cluster, tmp_path: Path, backend: str
+) -> None:
+    case = Case(cluster, tmp_path, 300_000)
+    case.produce()
+    job = case.run("--state-backend", backend, "--checkpoint-interval", "5s")
+    until(lambda: cluster.flink.checkpoints(job).completed > 0)
+    [worker] = cluster.workers()
+    os.kill(worker, signal.SIGKILL)
+    until(lambda: cluster.flink.restarts(job) == 1)
+    until(lambda: cluster.flink.find(job).running)
+    assert worker not in cluster.workers()
+
+    done = cluster.flink.checkpoints(job).completed
+    until(lambda: cluster.flink.checkpoints(job).completed > done)
+    servers = read_state(cluster.folder).components["flink"].servers
+    [manager] = [server for server in servers if server.name == "taskmanager-1"]
+    assert case.producing  # both are killed in mid-run
+    os.kill(manager.process.pid, signal.SIGKILL)
+    cluster("stack", "up", "flink")
+    until(lambda: cluster.flink.restarts(job) >= 2)
+    case.await_all()
+
+
+def test_a_bounded_job_ends_by_itself_and_its_view_with_it(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    case = Case(cluster, tmp_path, 20_000)
+    case.pace.release()
+    case.produce()
+    assert case.producer is not None
+    case.producer.join()
+    sinks = ("--sqlite", case.store, "--dead-letters", case.dead)
+    output = cluster("run", case.path, "--runner", "flink", "--until", "now", *sinks, "--json")
+    last = json.loads(output.splitlines()[-1])
+    assert last["state"] == "FINISHED"
+    case.await_all(0)
+
+
+def test_a_job_that_fails_as_it_starts_is_told_by_its_cause_and_leaves_nothing(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    case = Case(cluster, tmp_path, 0)
+    case.path.write_text(case.path.read_text().replace(f"[{case.prefix}.", "[nosuch."))
+    case.run(code=1)
+    assert "cannot list the partitions of topic 'nosuch.pharmacy.events'" in cluster.stderr
+    assert "Traceback" not in cluster.stderr
+    assert "\tat " not in cluster.stderr
+    assert cluster.job_servers() == []
+    until(lambda: all(job.ended for job in cluster.flink.jobs()))
+    assert list((cluster.folder / "flink-jobs").glob("*")) == []
+
+
+def test_a_savepoint_that_is_not_there_is_named(cluster: Cluster, tmp_path: Path) -> None:
+    case = Case(cluster, tmp_path, 0)
+    case.run("--from-savepoint", str(tmp_path / "nosuch"), code=1)
+    assert str(tmp_path / "nosuch") in cluster.stderr
+    assert len(cluster.stderr.splitlines()) < 10
+    assert cluster.job_servers() == []
+
+
+SETUP = """
+from setuptools import setup
+
+setup(name="own-functions", version="1", py_modules=["own_functions"])
+"""
+
+
+@pytest.mark.parametrize("option", ["--setup_file", "--extra_package"])
+def test_a_job_brings_its_own_python_to_the_workers(
+    cluster: Cluster, tmp_path: Path, option: str
+) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "setup.py").write_text(SETUP)
+    (project / "own_functions.py").write_text("ANSWER = 42\n")
+    given = project / "setup.py"
+    if option == "--extra_package":
+        build = [sys.executable, "setup.py", "-q", "sdist"]
+        subprocess.run(build, cwd=project, check=True)
+        [given] = (project / "dist").glob("*.tar.gz")
+    case = Case(cluster, tmp_path, 0)
+    job = case.run("--", f"{option}={given}")
+    temporary = Path(cluster.environ["TMPDIR"])
+    assert list(temporary.glob("velocity-worker-*/site/own_functions.py")) != []
+    [worker] = cluster.workers()
+    os.kill(worker, signal.SIGKILL)  # the next one is staged too
+    until(lambda: cluster.flink.restarts(job) == 1)
+    until(lambda: cluster.flink.find(job).running)
+    [other] = cluster.workers()
+    assert other != worker

@@ -1,0 +1,232 @@
+"""A Flink task asks the pool for a worker; the worker gets what the job was staged with."""
+
+import subprocess
+import sys
+import types
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from apache_beam.portability.api import (
+    beam_artifact_api_pb2,
+    beam_artifact_api_pb2_grpc,
+    beam_fn_api_pb2,
+    beam_fn_api_pb2_grpc,
+    beam_provision_api_pb2,
+    beam_provision_api_pb2_grpc,
+    beam_runner_api_pb2,
+)
+from google.protobuf import struct_pb2
+
+from velocity.runners.stack_process import identify
+from velocity.runners.stack_worker import (
+    STAGING,
+    environment,
+    packages,
+    provision,
+    retrieve,
+    staged_names,
+)
+from velocity.runners.stack_workers import WorkerPool, serve
+
+pytestmark = pytest.mark.embedded
+
+
+class FakeWorker:
+    """As a process that obeys; notes what it was asked for."""
+
+    pid = 7
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self.command = list(command)
+        self.ended = False
+
+    def terminate(self) -> None:
+        self.ended = True
+
+    def wait(self, timeout: float | None = None) -> int:
+        assert self.ended
+        return 0
+
+
+class Pool(types.SimpleNamespace):
+    stub: Any
+    pool: WorkerPool
+    workers: list[FakeWorker]
+
+
+@pytest.fixture
+def pool() -> Iterator[Pool]:
+    workers: list[FakeWorker] = []
+
+    def start(command: Sequence[str]) -> Any:
+        workers.append(FakeWorker(command))
+        return workers[-1]
+
+    served = WorkerPool(start)
+    server, port = serve(0, served)
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolStub(channel)
+        yield Pool(stub=stub, pool=served, workers=workers)
+    server.stop(None).wait()
+
+
+def start_request(worker: str) -> Any:
+    request = beam_fn_api_pb2.StartWorkerRequest(worker_id=worker)
+    request.control_endpoint.url = "localhost:1"
+    request.provision_endpoint.url = "localhost:4"
+    return request
+
+
+def test_a_worker_is_this_python_with_the_endpoints_it_was_given(pool: Pool) -> None:
+    assert not pool.stub.StartWorker(start_request("1-1")).error
+    (worker,) = pool.workers
+    assert worker.command[0] == sys.executable
+    options = dict(zip(worker.command[3::2], worker.command[4::2], strict=True))
+    assert options["--id"] == "1-1"
+    assert options["--control"] == "localhost:1"
+    assert options["--provision"] == "localhost:4"
+
+
+def test_only_the_worker_that_is_named_is_stopped(pool: Pool) -> None:
+    for worker in ("1-1", "1-2"):
+        pool.stub.StartWorker(start_request(worker))
+    pool.stub.StopWorker(beam_fn_api_pb2.StopWorkerRequest(worker_id="1-2"))
+    pool.stub.StopWorker(beam_fn_api_pb2.StopWorkerRequest(worker_id="unknown"))
+    assert [worker.ended for worker in pool.workers] == [False, True]
+
+
+def test_no_worker_outlives_the_pool(pool: Pool) -> None:
+    for worker in ("1-1", "1-2"):
+        pool.stub.StartWorker(start_request(worker))
+    pool.pool.close()
+    assert all(worker.ended for worker in pool.workers)
+
+
+def test_a_worker_that_cannot_start_is_an_answer_not_a_silence() -> None:
+    def fail(command: Sequence[str]) -> Any:
+        raise FileNotFoundError("python")
+
+    answer = WorkerPool(fail).StartWorker(start_request("1-1"), None)
+    assert "cannot start Python: python" in answer.error
+
+
+def test_a_worker_without_its_pool_ends_at_once() -> None:
+    command = [sys.executable, "-m", "velocity.runners.stack_worker", "--pool", "1"]
+    for option in ("--id", "--control", "--logging", "--artifacts", "--provision"):
+        command += [option, "127.0.0.1:9"]
+    worker = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert worker.returncode == 1
+    assert worker.stderr == "the pool that started this worker has ended\n"
+
+
+WORKER = """
+import os, signal, sys
+from velocity.runners.stack_worker import die_with
+die_with(int(sys.argv[1]))
+print(os.getpid(), flush=True)
+signal.signal(signal.SIGALRM, lambda *_: (print("outlived its pool", flush=True), os._exit(1)))
+signal.alarm(30)
+signal.pause()
+"""
+
+POOL = """
+import os, signal, subprocess, sys
+subprocess.Popen([sys.executable, "-c", sys.argv[1], str(os.getpid())])
+signal.pause()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system ends orphans on Linux only")
+def test_a_worker_dies_with_a_killed_pool() -> None:
+    command = [sys.executable, "-c", POOL, WORKER]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as pool:
+        assert pool.stdout is not None
+        worker = int(pool.stdout.readline())
+        assert identify(worker) is not None
+        pool.kill()
+        # The worker holds the other end of this pipe: it closes when the worker is gone.
+        assert pool.stdout.read() == b""
+    assert identify(worker) is None
+
+
+def artifact(name: str, content: bytes = b"") -> Any:
+    payload = beam_runner_api_pb2.ArtifactStagingToRolePayload(staged_name=name)
+    return beam_runner_api_pb2.ArtifactInformation(
+        type_payload=content, role_urn=STAGING, role_payload=payload.SerializeToString()
+    )
+
+
+class Runner(
+    beam_artifact_api_pb2_grpc.ArtifactRetrievalServiceServicer,
+    beam_provision_api_pb2_grpc.ProvisionServiceServicer,
+):
+    """Serves the files of a job in pieces of two bytes, and its options, to one worker."""
+
+    def __init__(self, info: Any) -> None:
+        self.info = info
+        self.asked_by: set[str] = set()
+
+    def _note(self, context: Any) -> None:
+        self.asked_by.add(dict(context.invocation_metadata())["worker_id"])
+
+    def GetProvisionInfo(self, request: Any, context: Any) -> Any:
+        self._note(context)
+        return beam_provision_api_pb2.GetProvisionInfoResponse(info=self.info)
+
+    def ResolveArtifacts(self, request: Any, context: Any) -> Any:
+        self._note(context)
+        return beam_artifact_api_pb2.ResolveArtifactsResponse(replacements=request.artifacts)
+
+    def GetArtifact(self, request: Any, context: Any) -> Iterator[Any]:
+        self._note(context)
+        content = request.artifact.type_payload
+        for start in range(0, len(content), 2):
+            yield beam_artifact_api_pb2.GetArtifactResponse(data=content[start : start + 2])
+
+
+def test_a_worker_gets_the_jobs_options_and_files(tmp_path: Path) -> None:
+    options = struct_pb2.Struct()
+    options["beam:option:streaming:v1"] = True
+    info = beam_provision_api_pb2.ProvisionInfo(
+        pipeline_options=options, runner_capabilities=["one", "two"]
+    )
+    runner = Runner(info)
+    server = grpc.server(ThreadPoolExecutor(max_workers=2))
+    beam_artifact_api_pb2_grpc.add_ArtifactRetrievalServiceServicer_to_server(runner, server)
+    beam_provision_api_pb2_grpc.add_ProvisionServiceServicer_to_server(runner, server)
+    endpoint = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    got = provision(endpoint, "1-1")
+    files = retrieve(endpoint, "1-1", [artifact("workflow.tar.gz", b"12345")], tmp_path)
+    server.stop(None).wait()
+    variables = environment(
+        worker="1-1",
+        control="c:1",
+        logging="l:2",
+        info=got,
+        staged=tmp_path / "staged",
+        site=tmp_path / "site",
+    )
+    assert files["workflow.tar.gz"].read_bytes() == b"12345"
+    assert runner.asked_by == {"1-1"}
+    assert '"beam:option:streaming:v1": true' in variables["PIPELINE_OPTIONS"]
+    assert variables["RUNNER_CAPABILITIES"] == "one two"
+    assert variables["CONTROL_API_SERVICE_DESCRIPTOR"].strip() == 'url: "c:1"'
+    assert variables["PYTHONPATH"].split(":")[0] == str(tmp_path / "site")
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/b", ".."])
+def test_a_job_stages_no_file_outside_its_folder(name: str) -> None:
+    with pytest.raises(ValueError, match="may not stage"):
+        staged_names([artifact(name)])
+
+
+def test_extra_packages_are_installed_before_the_workflow(tmp_path: Path) -> None:
+    (tmp_path / "extra_packages.txt").write_text("b.whl\na.tar.gz\n")
+    names = ("workflow.tar.gz", "extra_packages.txt", "a.tar.gz", "b.whl", "pickled_main_session")
+    staged = {name: tmp_path / name for name in names}
+    assert [file.name for file in packages(staged)] == ["b.whl", "a.tar.gz", "workflow.tar.gz"]

@@ -1,0 +1,50 @@
+"""The types a job may declare for a field, and the columns they become."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import pyarrow as pa
+
+from velocity.io.records import TIMESTAMP
+
+TYPES: Final[Mapping[str, pa.DataType]] = {
+    "string": pa.string(),
+    "int64": pa.int64(),
+    "double": pa.float64(),
+    "bool": pa.bool_(),
+    "timestamp": TIMESTAMP,
+    "timestamp_ms": TIMESTAMP,
+}
+"""By name. In JSON a ``timestamp`` is a string of RFC 3339 (without an offset it is UTC; what is
+finer than a millisecond is cut off), a ``timestamp_ms`` a whole number of epoch milliseconds."""
+
+FIRST_MILLI: Final = -62_135_596_800_000
+"""The first millisecond of the year 1: earlier ones have no RFC 3339 text."""
+LAST_MILLI: Final = 253_402_300_799_999
+"""The last millisecond of the year 9999."""
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A field of an event.
+
+    >>> Field("double").arrow
+    DataType(double)
+    >>> Field("float")
+    Traceback (most recent call last):
+    ValueError: type 'float' is none of: string, int64, double, bool, timestamp, timestamp_ms
+    """
+
+    type: str
+    required: bool = False
+    """A required field that is missing or null sends the event to the dead letters."""
+
+    def __post_init__(self) -> None:
+        if self.type not in TYPES:
+            raise ValueError(f"type {self.type!r} is none of: {', '.join(TYPES)}")
+
+    @property
+    def arrow(self) -> pa.DataType:
+        """The type of the decoded column."""
+        return TYPES[self.type]

@@ -1,0 +1,244 @@
+"""Pre-aggregation: a batch reduced to one partial result for each metric, key and slice of time."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from velocity.io.records import MESSAGE, TIMESTAMP, rfc3339
+from velocity.transforms.aggregates import Aggregate, Call
+from velocity.transforms.expressions import ExpressionError, Expressions
+from velocity.transforms.windows import Session, Window
+
+Partial = tuple[Any, ...]
+"""The number of events, then the state of each of the metric's values."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What is counted: which events, by which columns, in which windows, shown when."""
+
+    name: str
+    values: Mapping[str, str]
+    """Names in the document, each with its aggregate: ``sum(amount)``."""
+    window: Window
+    by: Sequence[str] = ()
+    """Columns whose values make the key."""
+    where: str | None = None
+    """A SQL condition that an event must meet to count."""
+    early: timedelta | None = None
+    """How often a window that is still open shows what it has, in processing time."""
+    lateness: timedelta = timedelta(0)
+    """How long after the watermark has passed a window late events still count in it."""
+
+    def __post_init__(self) -> None:
+        if self.early is not None and (self.early % _SECOND or self.early < _SECOND):
+            raise ValueError(f"metric {self.name}, early: whole seconds, at least one, are wanted")
+        if self.lateness < timedelta(0):
+            raise ValueError(f"metric {self.name}, lateness: zero or more is wanted")
+
+
+_SECOND: Final = timedelta(seconds=1)
+
+
+class Reduced(NamedTuple):
+    """A partial result of a batch, at a time that puts it into the windows of its events."""
+
+    metric: Metric
+    key: bytes
+    time: int
+    """Epoch milliseconds."""
+    partial: Partial
+
+
+class Reduction(NamedTuple):
+    """A batch's partial results, and the positions of rows that have none, with their errors."""
+
+    partials: Sequence[Reduced]
+    failures: Sequence[tuple[int, str]]
+
+
+class MetricError(ValueError):
+    """A metric that can't be computed: which, and why."""
+
+
+class PreAggregation:
+    """Reduces batches of one schema for a number of metrics.
+
+    >>> from velocity.transforms.windows import Fixed
+    >>> minute = Fixed(timedelta(minutes=1))
+    >>> rows = pa.RecordBatch.from_pydict({
+    ...     "city": ["Solo", "Bandung", "Solo"],
+    ...     "amount": [5, 20, 7],
+    ...     "at": pa.array([1_000, 2_000, 61_000], TIMESTAMP),
+    ... })
+    >>> revenue = Metric("revenue", {"total": "sum(amount)"}, minute, by=["city"])
+    >>> for reduced in PreAggregation(rows.schema, "at", [revenue]).reduce(rows).partials:
+    ...     print(reduced.key, reduced.time, reduced.partial)
+    b'["revenue","Solo"]' 1000 (1, (5, 0))
+    b'["revenue","Bandung"]' 2000 (1, (5, 2))
+    b'["revenue","Solo"]' 61000 (1, (7, 0))
+    """
+
+    def __init__(self, schema: pa.Schema, event_time: str, metrics: Sequence[Metric]) -> None:
+        self._event_time = event_time
+        self.metrics = metrics
+        names = [metric.name for metric in metrics]
+        if repeated := {name for name in names if names.count(name) > 1}:
+            raise MetricError(f"metric {min(repeated)}: given twice; rename one of them")
+        schema = pa.schema([column for column in schema if column.name != MESSAGE])
+        self._calls = {
+            metric.name: [_about(metric, Call.parse, call) for call in metric.values.values()]
+            for metric in metrics
+        }
+        self._expressions = _expressions(schema, metrics, self._calls)
+        self._columns = {c.name: c.type for c in [*schema, *self._expressions.schema]}
+        self.aggregates: Mapping[str, Sequence[Aggregate]] = {
+            metric.name: [
+                _about(metric, call.aggregate, self._columns.get(call.expression or "", pa.bool_()))
+                for call in self._calls[metric.name]
+            ]
+            for metric in metrics
+        }
+        """Of each metric, by its name and in the order of its values."""
+        for metric in metrics:
+            self._check(metric)
+
+    def _check(self, metric: Metric) -> None:
+        for column in metric.by:
+            if column not in self._columns:
+                raise MetricError(f"metric {metric.name}, by: unknown column {column}")
+            if pa.types.is_floating(self._columns[column]):
+                raise MetricError(
+                    f"metric {metric.name}, by: {column} is a double, which makes no key; "
+                    "derive a column that rounds it or casts it to text"
+                )
+        if metric.where and not pa.types.is_boolean(self._columns[metric.where]):
+            raise MetricError(
+                f"metric {metric.name}, where: a condition is wanted; {metric.where} is of type "
+                f"{self._columns[metric.where]}"
+            )
+
+    def reduce(self, rows: pa.RecordBatch) -> Reduction:
+        """Partial results of all metrics; a row for which an expression fails counts in none."""
+        columns, positions, failures = self._expressions.evaluate(rows)
+        if failures:
+            rows = rows.take(pa.array(positions))
+        arrays = dict(zip(rows.schema.names, rows.columns, strict=True))
+        arrays |= dict(zip(columns.schema.names, columns.columns, strict=True))
+        times = arrays[self._event_time].view(pa.int64())
+        partials: list[Reduced] = []
+        for metric in self.metrics:
+            partials += self._reduce(metric, arrays, times)
+        return Reduction(partials, failures)
+
+    def _reduce(
+        self, metric: Metric, arrays: Mapping[str, pa.Array], times: pa.Array
+    ) -> Iterator[Reduced]:
+        calls = self._calls[metric.name]
+        always = pa.repeat(True, len(times))  # what count() counts
+        values = [arrays.get(call.expression or "", always) for call in calls]
+        keys = [arrays[column] for column in metric.by]
+        names = [f"k{i}" for i in range(len(keys))]
+        table = pa.table(
+            [*keys, *values, times], [*names, *(f"v{i}" for i in range(len(values))), "t"]
+        )
+        if metric.where:
+            table = table.filter(arrays[metric.where])
+        if not table.num_rows:
+            return
+        table = table.combine_chunks()
+        table = table.append_column("slice", _slices(metric.window, table, names))
+        reductions = [
+            aggregate.reduce(table[f"v{i}"].combine_chunks())
+            for i, aggregate in enumerate(self.aggregates[metric.name])
+        ]
+        wanted: list[tuple[Any, str]] = [("t", "min"), ("t", "max"), ([], "count_all")]
+        for i, reduction in enumerate(reductions):
+            for j, (column, function) in enumerate(reduction.columns):
+                table = table.append_column(f"r{i}_{j}", column)
+                wanted.append((f"r{i}_{j}", function))
+        # One thread: the core belongs to Beam, and groups come in the order of their first row.
+        grouped = table.group_by([*names, "slice"], use_threads=False).aggregate(wanted)
+        states = [
+            reduction.states(
+                *(
+                    grouped[f"r{i}_{j}_{function}"].combine_chunks()
+                    for j, (_, function) in enumerate(reduction.columns)
+                )
+            )
+            for i, reduction in enumerate(reductions)
+        ]
+        yield from _put_out(metric, grouped, names, states)
+
+
+def _put_out(
+    metric: Metric, grouped: pa.Table, names: Sequence[str], states: Sequence[Sequence[Any]]
+) -> Iterator[Reduced]:
+    dimensions = [_json_values(grouped[name]) for name in names]
+    firsts, lasts = grouped["t_min"].to_pylist(), grouped["t_max"].to_pylist()
+    empty: Partial = (0, *[None] * len(states))
+    for i, events in enumerate(grouped["count_all"].to_pylist()):
+        key = _DUMPS([metric.name, *(values[i] for values in dimensions)]).encode()
+        yield Reduced(metric, key, firsts[i], (events, *(column[i] for column in states)))
+        if isinstance(metric.window, Session):
+            for time in metric.window.spanning(firsts[i], lasts[i]):
+                yield Reduced(metric, key, time, empty)
+
+
+def merge(aggregates: Sequence[Aggregate], partials: Iterable[Partial]) -> Partial:
+    """One partial result for several of the same metric and key."""
+    partials = list(partials)
+    events = sum(partial[0] for partial in partials)
+    merged: list[Any] = []
+    for i, aggregate in enumerate(aggregates, start=1):
+        states = [partial[i] for partial in partials if partial[i] is not None]
+        merged.append(aggregate.merge(states) if len(states) > 1 else states[0] if states else None)
+    return (events, *merged)
+
+
+_DUMPS: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+def _json_values(column: pa.ChunkedArray) -> list[Any]:
+    if column.type == TIMESTAMP:
+        millis = column.cast(pa.int64()).to_pylist()
+        return [None if value is None else rfc3339(value) for value in millis]
+    values: list[Any] = column.to_pylist()
+    return values
+
+
+def _slices(window: Window, table: pa.Table, names: Sequence[str]) -> pa.Array:
+    times = table["t"].combine_chunks().to_numpy()
+    if not isinstance(window, Session):
+        return pa.array(window.slices(times))
+    keys = np.zeros(len(times), np.int64)
+    for name in names:
+        column = table[name].combine_chunks().dictionary_encode(null_encoding="encode")
+        keys = keys * len(column.dictionary) + column.indices.to_numpy()
+        keys = np.unique(keys, return_inverse=True)[1]  # small again, or the product overflows
+    return pa.array(window.runs(keys, times))
+
+
+def _expressions(
+    schema: pa.Schema, metrics: Sequence[Metric], calls: Mapping[str, Sequence[Call]]
+) -> Expressions:
+    """All that the metrics compute, under its own text as the name; bare columns need nothing."""
+    wanted: dict[str, str] = {}
+    for metric in metrics:
+        for expression in [metric.where, *(call.expression for call in calls[metric.name])]:
+            if expression is not None and expression not in schema.names:
+                _about(metric, Expressions, schema, {expression: expression})
+                wanted[expression] = expression
+    return Expressions(schema, wanted)
+
+
+def _about(metric: Metric, make: Any, *arguments: Any) -> Any:
+    try:
+        return make(*arguments)
+    except (ValueError, ExpressionError) as error:
+        raise MetricError(f"metric {metric.name}: {error}") from error

@@ -1,0 +1,133 @@
+"""Windows of event time: which slice of time an event counts in, and Beam's window functions."""
+
+import math
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from apache_beam.transforms import window as beam_window
+from apache_beam.utils.timestamp import Duration, Timestamp
+
+Millis = npt.NDArray[np.int64]
+_MILLISECOND: Final = timedelta(milliseconds=1)
+
+
+def _millis(duration: timedelta) -> int:
+    return duration // _MILLISECOND
+
+
+def _beam(duration: timedelta) -> Duration:
+    return Duration(micros=_millis(duration) * 1000)
+
+
+def _require_positive(**durations: timedelta) -> None:
+    for name, duration in durations.items():
+        if duration < _MILLISECOND or duration % _MILLISECOND:
+            raise ValueError(
+                f"{name}: whole milliseconds, at least one, are wanted; not {duration}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """Windows of one size, each beginning where the one before ends.
+
+    >>> Fixed(timedelta(minutes=1)).slices(np.array([59_999, 60_000])).tolist()
+    [0, 60000]
+    """
+
+    size: timedelta
+    offset: timedelta = timedelta(0)
+    """From the epoch to the start of some window: minus seven hours for days in Jakarta."""
+
+    def __post_init__(self) -> None:
+        _require_positive(size=self.size)
+        if self.offset % _MILLISECOND:
+            raise ValueError(f"offset: whole milliseconds are wanted; not {self.offset}")
+
+    def slices(self, times: Millis) -> Millis:
+        """The slice of each time: events of one slice share all their windows."""
+        return times - (times - _millis(self.offset)) % _millis(self.size)
+
+    def window_fn(self) -> beam_window.WindowFn:
+        return beam_window.FixedWindows(
+            _beam(self.size), Timestamp(micros=_millis(self.offset) * 1000)
+        )
+
+    def __str__(self) -> str:
+        return f"fixed {self.size}"
+
+
+@dataclass(frozen=True, slots=True)
+class Sliding:
+    """Windows of one size that begin every ``every``, so that each event counts in several.
+
+    >>> Sliding(timedelta(minutes=10), timedelta(minutes=4)).slices(np.array([119_999, 120_000]))
+    array([     0, 120000])
+    """
+
+    size: timedelta
+    every: timedelta
+
+    def __post_init__(self) -> None:
+        _require_positive(size=self.size, every=self.every)
+
+    def slices(self, times: Millis) -> Millis:
+        """Windows begin and end at multiples of gcd(size, every) only."""
+        return times - times % math.gcd(_millis(self.size), _millis(self.every))
+
+    def window_fn(self) -> beam_window.WindowFn:
+        return beam_window.SlidingWindows(_beam(self.size), _beam(self.every))
+
+    def __str__(self) -> str:
+        return f"sliding {self.size} every {self.every}"
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A window for each run of a key's events that are less than ``gap`` apart."""
+
+    gap: timedelta
+
+    def __post_init__(self) -> None:
+        _require_positive(gap=self.gap)
+
+    def runs(self, keys: Millis, times: Millis) -> npt.NDArray[np.int64]:
+        """The number of each event's run among events in any order; ``keys`` number their keys.
+
+        >>> Session(timedelta(seconds=1)).runs(np.array([7, 7, 8, 7]), np.array([0, 1000, 5, 999]))
+        array([0, 0, 1, 0])
+        """
+        order = np.lexsort((times, keys))
+        key, time = keys[order], times[order]
+        begins = np.empty(len(order), bool)
+        begins[:1] = True
+        begins[1:] = (key[1:] != key[:-1]) | (time[1:] - time[:-1] >= _millis(self.gap))
+        runs = np.empty(len(order), np.int64)
+        runs[order] = np.cumsum(begins) - 1
+        return runs
+
+    def spanning(self, first: int, last: int) -> list[int]:
+        """Times that, less than a gap apart, keep a run that begins at ``first`` in one session.
+
+        A run goes on as one partial result at its first time. Without these Beam would end the
+        session a gap later, though its last event came at ``last``.
+
+        >>> Session(timedelta(seconds=1)).spanning(0, 2500)
+        [999, 1998, 2500]
+        """
+        if first == last:
+            return []
+        step = max(_millis(self.gap) - 1, 1)
+        return [*range(first + step, last, step), last]
+
+    def window_fn(self) -> beam_window.WindowFn:
+        return beam_window.Sessions(_beam(self.gap))
+
+    def __str__(self) -> str:
+        return f"session, gap {self.gap}"
+
+
+Window = Fixed | Sliding | Session
