@@ -79,22 +79,27 @@ def listens(port: int) -> bool:
 
 
 @pytest.mark.stack
-def test_our_handler_passes_its_own_tests(tmp_path: Path) -> None:
+def test_our_classes_pass_their_own_tests(tmp_path: Path) -> None:
     project = tmp_path / "job-server"
     shutil.copytree(jobserver.SOURCE, project)
     jobserver.maven(project, "test", tools=tools())
-    (report,) = (project / "target" / "surefire-reports").glob("*.txt")
-    assert "Failures: 0, Errors: 0, Skipped: 0" in report.read_text()
+    reports = list((project / "target" / "surefire-reports").glob("*.txt"))
+    assert len(reports) == 2
+    for report in reports:
+        assert "Failures: 0, Errors: 0, Skipped: 0" in report.read_text()
 
 
 @pytest.mark.stack
-def test_the_job_service_starts_with_our_handler_in_the_jar(tmp_path: Path) -> None:
+def test_the_job_service_starts_with_our_classes_in_the_jar(tmp_path: Path) -> None:
     built = job_server_jar()
     control = "org/apache/beam/runners/fnexecution/control/BundleCheckpointHandlers"
+    factory = "org/apache/beam/runners/fnexecution/environment/ExternalEnvironmentFactory"
     with zipfile.ZipFile(built) as content:
         names = content.namelist()
     assert f"{control}$StateAndTimerBundleCheckpointHandler$Pending.class" in names
     assert names.count(f"{control}.class") == 1
+    assert f"{factory}$Worker.class" in names
+    assert names.count(f"{factory}.class") == 1
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -115,7 +115,11 @@ def no_job_is_left(cluster: Cluster) -> Iterator[None]:
     for job in cluster.flink.jobs():
         if not job.ended:
             cluster.flink.cancel(job.id)
-    until(lambda: all(job.ended for job in cluster.flink.jobs()) and cluster.workers() == [])
+    try:
+        until(lambda: all(job.ended for job in cluster.flink.jobs()) and cluster.workers() == [])
+    finally:
+        for worker in cluster.workers():  # one test's fault is not the next one's
+            os.kill(worker, signal.SIGKILL)
 
 
 class Pace:
@@ -160,11 +164,12 @@ class Case:
 
     def run(self, *options: str, code: int = 0) -> str:
         """The id of the job, which runs on Flink."""
-        sinks = ("--sqlite", self.store, "--dead-letters", self.dead)
-        output = self.cluster(
-            "run", self.path, "--runner", "flink", "--detach", *sinks, *options, code=code
-        )
-        return output.strip()
+        return self.cluster(*self.command(*options), code=code).strip()
+
+    def command(self, *options: str) -> list[str]:
+        """What ``velocity`` is given to run the job."""
+        sinks = ("--sqlite", str(self.store), "--dead-letters", str(self.dead))
+        return ["run", str(self.path), "--runner", "flink", "--detach", *sinks, *options]
 
     def produce(self, rate: float = 1_000) -> None:
         """Begins to send events, so many a second, until all that are left are wanted at once.
@@ -294,6 +299,22 @@ def test_a_job_that_fails_as_it_starts_is_told_by_its_cause_and_leaves_nothing(
     assert cluster.job_servers() == []
     until(lambda: all(job.ended for job in cluster.flink.jobs()))
     assert list((cluster.folder / "flink-jobs").glob("*")) == []
+
+
+def test_a_job_cancelled_while_its_worker_boots_leaves_no_worker(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    case = Case(cluster, tmp_path, 0)
+    command = [*VELOCITY, *case.command()]
+    with subprocess.Popen(command, env=cluster.environ, stderr=subprocess.PIPE) as run:
+        until(lambda: cluster.workers() != [])
+        for job in cluster.flink.jobs():
+            if not job.ended:
+                cluster.flink.cancel(job.id)
+        _, told = run.communicate(timeout=180)
+    assert run.returncode == 1
+    assert b"CANCEL" in told
+    until(lambda: cluster.workers() == [])
 
 
 def test_a_savepoint_that_is_not_there_is_named(cluster: Cluster, tmp_path: Path) -> None:
