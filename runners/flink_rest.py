@@ -207,18 +207,19 @@ class Flink:
         job: str,
         *,
         directory: str | None = None,
+        drain: bool = False,
         patience: float = 600.0,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> str:
         """Stops a job with a savepoint, and returns the savepoint's path when it has stopped.
 
+        To ``drain`` is to end its sources, and close all of its windows, before that.
         ``directory`` is a path or URL that the cluster's machines can write to; None is the one
         that the cluster is configured with. Raises ``SavepointFailed`` if it could not be written
         (the job goes on), or is not after ``patience`` seconds.
         """
-        # Not to drain: Beam's splittable DoFns go on polling, and Flink would wait for ever.
-        order = {"drain": False, **({"targetDirectory": directory} if directory else {})}
+        order = {"drain": drain, **({"targetDirectory": directory} if directory else {})}
         request = self._call("POST", f"/jobs/{job}/stop", order)["request-id"]
         deadline = clock() + patience
         while True:

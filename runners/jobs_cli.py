@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.table import Table
 
 from velocity.runners.flink import LOCAL, FlinkOptions, target
-from velocity.runners.flink_errors import FlinkError
 from velocity.runners.flink_records import Submission, forget_ended, recall
 from velocity.runners.flink_rest import Flink, FlinkJob
 from velocity.runners.flink_view import short
@@ -79,7 +78,11 @@ def stop(
         bool, typer.Option("--savepoint", help="Keep all of its state, to go on from (the usual).")
     ] = False,
     drain: Annotated[
-        bool, typer.Option("--drain", help="Beam's runner for Flink cannot: says what can be done.")
+        bool,
+        typer.Option(
+            "--drain",
+            help="Read nothing more, and close all windows: for a job that ends for good.",
+        ),
     ] = False,
     cancel: Annotated[
         bool, typer.Option("--cancel", help="End it where it stands, without a savepoint.")
@@ -97,18 +100,13 @@ def stop(
 ) -> None:
     """Stop a job on a Flink cluster; with a savepoint, unless told otherwise.
 
-    Prints the savepoint's path, and the command that goes on from it.
+    Prints the savepoint's path, and the command that goes on from it. A drained job has nothing to
+    go on with: its documents are final.
     """
     if savepoint + drain + cancel > 1:
         raise typer.BadParameter("one of --savepoint, --drain and --cancel is wanted")
     if cancel and to is not None:
         raise typer.BadParameter("--to is for a savepoint, and --cancel makes none")
-    if drain:
-        raise FlinkError(
-            "a source without end cannot be drained: Beam's runner for Flink would wait for ever."
-            " When nothing more comes, windows close by themselves after the source's idle_after:"
-            " stop with a savepoint then"
-        )
     flink = cluster(master)
     found = flink.find(job)
     if found.ended:
@@ -120,14 +118,14 @@ def stop(
         flink.cancel(found.id)
         path = None
     else:
-        path = flink.stop(found.id, directory=to)
+        path = flink.stop(found.id, directory=to, drain=drain)
     forget_ended(flink)
-    resume = None if path is None else known.resuming(path)
+    resume = None if path is None or drain else known.resuming(path)
     if as_json:
         ended = {"id": found.id, "name": found.name, "savepoint": path, "resume": resume}
         print(json.dumps(ended))
         return
-    print(f"{found.name} is {'cancelled' if cancel else 'stopped'}.")
+    print(f"{found.name} is {'cancelled' if cancel else 'drained' if drain else 'stopped'}.")
     if path is not None:
         print(f"savepoint: {path}")
     if resume is not None:

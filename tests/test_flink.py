@@ -205,12 +205,6 @@ def test_what_stops_a_job_in_two_ways_is_wrong_usage() -> None:
         assert CliRunner().invoke(app, ["stop", "a", *wrong]).exit_code == 2
 
 
-def test_who_wants_to_drain_is_told_what_can_be_done() -> None:
-    result = CliRunner().invoke(app, ["stop", "a", "--drain"])
-    assert result.exit_code == 1
-    assert "idle_after" in result.stderr
-
-
 # -- starting -------------------------------------------------------------------------------------
 
 

@@ -328,8 +328,8 @@ def test_a_stop_leaves_the_folder_to_the_cluster_if_none_is_given(
     answers.set(f"POST /jobs/{JOB}/stop", {"request-id": REQUEST}, status=202)
     done = {"status": {"id": "COMPLETED"}, "operation": {"location": "file:/s"}}
     answers.set(f"GET /jobs/{JOB}/savepoints/{REQUEST}", done)
-    flink.stop(JOB)
-    assert answers.asked[0][1] == {"drain": False}
+    flink.stop(JOB, drain=True)
+    assert answers.asked[0][1] == {"drain": True}
 
 
 def test_a_savepoint_that_fails_says_why(flink: Flink, answers: Answers) -> None:

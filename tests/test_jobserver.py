@@ -96,7 +96,7 @@ def test_the_job_service_starts_with_our_classes_in_the_jar(tmp_path: Path) -> N
     factory = "org/apache/beam/runners/fnexecution/environment/ExternalEnvironmentFactory"
     with zipfile.ZipFile(built) as content:
         names = content.namelist()
-    assert f"{control}$StateAndTimerBundleCheckpointHandler$Pending.class" in names
+    assert f"{control}$StateAndTimerBundleCheckpointHandler$Operator.class" in names
     assert names.count(f"{control}.class") == 1
     assert f"{factory}$Worker.class" in names
     assert names.count(f"{factory}.class") == 1

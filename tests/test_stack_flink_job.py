@@ -25,6 +25,7 @@ from velocity.pipelines.simulator import Scenario, simulate
 from velocity.runners.demo import JOB, expected
 from velocity.runners.embedded import DirectoryService
 from velocity.runners.flink_rest import Flink
+from velocity.runners.jobserver import job_server_jar
 from velocity.runners.stack_process import find
 from velocity.runners.stack_state import read_state
 
@@ -62,6 +63,10 @@ class Cluster:
     @property
     def flink(self) -> Flink:
         return Flink(self.address("flink"))
+
+    def counter(self, job: str, name: str) -> int:
+        vertices = self.flink.vertices(job)
+        return self.flink.counters(job, vertices, "velocity").get(name, 0)
 
     def workers(self) -> list[int]:
         """The pids of the Python workers, of which each runs tasks of one job."""
@@ -247,6 +252,25 @@ def test_a_job_stopped_with_a_savepoint_and_resumed_with_more_subtasks_loses_and
     assert cluster.flink.find(second).state == "CANCELED"
 
 
+def test_a_drained_job_closes_its_windows_and_ends(cluster: Cluster, tmp_path: Path) -> None:
+    case = Case(cluster, tmp_path, 20_000)
+    case.path.write_text(case.path.read_text().replace("idle_after: 5s", "idle_after: 1h"))
+    case.pace.release()
+    case.produce()
+    assert case.producer is not None
+    case.producer.join()
+    job = case.run()
+
+    sent = len(list(simulate(case.scenario)))
+    until(lambda: cluster.counter(job, "read_messages") == sent)
+    # Windows are open, for no partition counts as idle so soon; what is early has been shown.
+    until(lambda: any(body["pane"] == "early" for body in case.documents().values()))
+    stopped = json.loads(cluster("stop", job, "--drain", "--json"))
+    assert stopped["resume"] is None
+    assert cluster.flink.find(job).state == "FINISHED"
+    case.await_all(0)
+
+
 @pytest.mark.parametrize("backend", ["hashmap", "rocksdb"])
 def test_a_killed_python_worker_and_a_killed_task_manager_lose_and_double_nothing(
     cluster: Cluster, tmp_path: Path, backend: str
@@ -281,7 +305,10 @@ def test_a_bounded_job_ends_by_itself_and_its_view_with_it(
     assert case.producer is not None
     case.producer.join()
     sinks = ("--sqlite", case.store, "--dead-letters", case.dead)
-    output = cluster("run", case.path, "--runner", "flink", "--until", "now", *sinks, "--json")
+    jar = ("--job-server-jar", job_server_jar())  # a jar that is given is taken
+    output = cluster(
+        "run", case.path, "--runner", "flink", "--until", "now", *sinks, *jar, "--json"
+    )
     last = json.loads(output.splitlines()[-1])
     assert last["state"] == "FINISHED"
     case.await_all(0)

@@ -15,7 +15,7 @@ import org.apache.beam.runners.core.StateNamespaces;
 import org.apache.beam.runners.core.StateTags;
 import org.apache.beam.runners.core.TimerInternals;
 import org.apache.beam.runners.core.TimerInternalsFactory;
-import org.apache.beam.runners.flink.translation.wrappers.streaming.PendingSdfTimers;
+import org.apache.beam.runners.flink.translation.wrappers.streaming.SdfOperators;
 import org.apache.beam.sdk.coders.Coder;
 import org.apache.beam.sdk.state.TimeDomain;
 import org.apache.beam.sdk.state.ValueState;
@@ -37,7 +37,10 @@ import org.joda.time.Instant;
  * element has restrictions waiting at one time: one slot alone would not do, as all restrictions
  * of one element share its key, and the second to be kept would overwrite the first.
  *
- * <p>Remove this source, {@link PendingSdfTimers} and the filter in pom.xml once beam.version is
+ * <p>While a job without end is drained nothing is kept: Beam's would bring every residual back,
+ * and the drain would never end. The watermark then goes to the end of time, and windows close.
+ *
+ * <p>Remove this source, {@link SdfOperators} and the filter in pom.xml once beam.version is
  * 2.76 or later, where one map holds all residuals (Beam pull request 39191). A savepoint does not
  * survive that change: drain the job instead.
  */
@@ -51,10 +54,13 @@ public class BundleCheckpointHandlers {
     /** What the ids of our timers, and the names of our state cells, begin with. */
     public static final String SDF_PREFIX = "sdf_checkpoint";
 
-    /** Knows which of our timers have not fired yet, for the key that the state is at. */
-    @FunctionalInterface
-    public interface Pending {
-      Set<String> timerIds(TimerInternals timers, StateNamespace namespace) throws Exception;
+    /** What the operator knows of its timers and of itself. */
+    public interface Operator {
+      /** Which of our timers have not fired yet, for the key that the state is at. */
+      Set<String> pending(TimerInternals timers, StateNamespace namespace) throws Exception;
+
+      /** Whether a job without end is being drained. */
+      boolean drains(TimerInternals timers) throws Exception;
     }
 
     private final TimerInternalsFactory<T> timersByKey;
@@ -64,7 +70,7 @@ public class BundleCheckpointHandlers {
     @SuppressWarnings("rawtypes") // as Beam's operator passes it
     private final Coder windowCoder;
 
-    private final Pending pending;
+    private final Operator operator;
 
     /** What Beam's operator calls. */
     @SuppressWarnings("rawtypes")
@@ -73,7 +79,7 @@ public class BundleCheckpointHandlers {
         StateInternalsFactory<T> statesByKey,
         Coder<WindowedValue<T>> residualCoder,
         Coder windowCoder) {
-      this(timersByKey, statesByKey, residualCoder, windowCoder, PendingSdfTimers::of);
+      this(timersByKey, statesByKey, residualCoder, windowCoder, new SdfOperators());
     }
 
     @SuppressWarnings("rawtypes")
@@ -82,12 +88,12 @@ public class BundleCheckpointHandlers {
         StateInternalsFactory<T> statesByKey,
         Coder<WindowedValue<T>> residualCoder,
         Coder windowCoder,
-        Pending pending) {
+        Operator operator) {
       this.timersByKey = timersByKey;
       this.statesByKey = statesByKey;
       this.residualCoder = residualCoder;
       this.windowCoder = windowCoder;
-      this.pending = pending;
+      this.operator = operator;
     }
 
     /** Whether the operator finds a residual, not a user's timer, behind this id. */
@@ -117,6 +123,9 @@ public class BundleCheckpointHandlers {
               residualCoder, residual.getApplication().getElement().toByteArray());
       StateInternals states = statesByKey.stateInternalsForKey(value.getValue());
       TimerInternals timers = timersByKey.timerInternalsForKey(value.getValue());
+      if (operator.drains(timers)) {
+        return;
+      }
       Instant resumeAt = Instant.now().plus(delayMillis(residual));
       Instant hold = Instant.ofEpochMilli(watermarkMillis(residual.getApplication()));
       for (BoundedWindow window : value.getWindows()) {
@@ -127,7 +136,7 @@ public class BundleCheckpointHandlers {
         List<Object> place = List.of(states.getKey(), namespace);
         Set<String> busy = taken.get(place);
         if (busy == null) {
-          busy = pending.timerIds(timers, namespace);
+          busy = operator.pending(timers, namespace);
           taken.put(place, busy);
         }
         int n = 0;

@@ -18,6 +18,7 @@ import org.apache.beam.runners.core.InMemoryTimerInternals;
 import org.apache.beam.runners.core.StateNamespace;
 import org.apache.beam.runners.core.StateNamespaces;
 import org.apache.beam.runners.core.StateTags;
+import org.apache.beam.runners.core.TimerInternals;
 import org.apache.beam.runners.core.TimerInternals.TimerData;
 import org.apache.beam.runners.fnexecution.control.BundleCheckpointHandlers.StateAndTimerBundleCheckpointHandler;
 import org.apache.beam.sdk.coders.Coder;
@@ -59,6 +60,7 @@ public class BundleCheckpointHandlersTest {
 
   private final Map<String, Key> keys = new HashMap<>();
   private final Set<String> names = new TreeSet<>();
+  private boolean drains;
 
   private Key key(String name) {
     return keys.computeIfAbsent(name, Key::new);
@@ -90,7 +92,17 @@ public class BundleCheckpointHandlersTest {
           value -> key(value.getKey()).states,
           coder,
           GlobalWindow.Coder.INSTANCE,
-          (timers, namespace) -> new HashSet<>(key(timers.toString()).pending.keySet()));
+          new StateAndTimerBundleCheckpointHandler.Operator() {
+            @Override
+            public Set<String> pending(TimerInternals timers, StateNamespace namespace) {
+              return new HashSet<>(key(timers.toString()).pending.keySet());
+            }
+
+            @Override
+            public boolean drains(TimerInternals timers) {
+              return drains;
+            }
+          });
 
   private DelayedBundleApplication residual(String key, String restriction) throws Exception {
     byte[] element =
@@ -130,6 +142,13 @@ public class BundleCheckpointHandlersTest {
       assertEquals(Set.of("from " + offset), fire("topic"));
     }
     assertEquals(1, names.size());
+  }
+
+  @Test
+  public void aDrainKeepsNothing() throws Exception {
+    drains = true;
+    checkpoint(residual("topic", "from 7"));
+    assertEquals(Set.of(), fire("topic"));
   }
 
   @Test
