@@ -16,6 +16,7 @@ from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Duration, Timestamp
 
+from velocity.io.kafka_commits import COMMITS, Commits, Group
 from velocity.io.kafka_config import KafkaConfig
 from velocity.io.kafka_consumer import (
     Messages,
@@ -34,6 +35,7 @@ _MOST: Final = 1_000_000
 """Messages that a consumer gives at once."""
 
 _TRACKER: Final = beam.DoFn.RestrictionParam(OffsetRestrictions())
+_FINALIZER: Final = beam.DoFn.BundleFinalizerParam  # Beam passes it by its place, after the element
 _WATERMARK: Final = beam.DoFn.WatermarkEstimatorParam(ForwardWatermarkProvider())
 
 
@@ -51,10 +53,14 @@ class ReadFromKafka(beam.PTransform):
     of which all is read, holds nothing back: its watermark follows the clock, less ``disorder``.
     That is for what never stops; a bounded read follows its data alone.
 
-    ``start`` is ``"earliest"``, ``"latest"``, a time, or offsets (partitions not named start at the
-    earliest). ``stop`` is None (never), ``"latest"`` (the end as it is when reading starts), a time
+    ``start`` is ``"earliest"``, ``"latest"``, ``"committed"`` (what ``group`` has been told), a time,
+    or offsets; partitions that are not named, or that the group knows nothing of, start at the
+    earliest. A runner that goes on from a checkpoint takes its own offsets. ``stop`` is None (never), ``"latest"`` (the end as it is when reading starts), a time
     or offsets (exclusive; partitions not named stop at that end); what stops is bounded, and does
     not wait for messages past that end. Times are compared with the broker's timestamps.
+
+    Offsets are committed to ``group``, where one is given, after the runner has made durable what was
+    read up to them: tools that watch a group's lag show the truth. Nothing else must use the group.
 
     A bundle ends after ``bundle_size`` messages (give or take a batch), after ``bundle_time``, or
     when there is nothing to read. Counters: ``read_messages``, ``read_bytes``, ``decoded_rows``; and
@@ -69,13 +75,14 @@ class ReadFromKafka(beam.PTransform):
     config: KafkaConfig
     topics: Sequence[str]
     decoder: Decoder | None = None
-    start: Literal["earliest", "latest"] | datetime | Offsets = "earliest"
+    start: Literal["earliest", "latest", "committed"] | datetime | Offsets = "earliest"
     stop: Literal["latest"] | datetime | Offsets | None = None
     disorder: timedelta = timedelta(seconds=30)
     idle_after: timedelta = timedelta(seconds=60)
     batch_size: int = 5_000
     bundle_time: timedelta = timedelta(seconds=2)
     bundle_size: int = 50_000
+    group: str | None = None
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -83,7 +90,11 @@ class ReadFromKafka(beam.PTransform):
             raise ValueError(f"topics: a list of topic names is wanted, not {self.topics!r}")
         if len(set(self.topics)) < len(self.topics):
             raise ValueError(f"topics: one is named twice, and would be read twice: {self.topics}")
-        self._check_position("start", self.start, "earliest", "latest")
+        self._check_position("start", self.start, "earliest", "latest", "committed")
+        if self.start == "committed" and self.group is None:
+            raise ValueError("start is 'committed': name the group that committed, as group")
+        if self.group == "":
+            raise ValueError("group is empty: name it, or leave it out")
         if self.stop is not None:
             self._check_position("stop", self.stop, "latest")
         if self.disorder < timedelta():
@@ -135,7 +146,7 @@ class _ListPartitions(beam.DoFn):
 
     def process(self, _: None) -> Iterator[Partition]:
         read = self._read
-        consumer = open_consumer(read.config)
+        consumer = open_consumer(read.config, read.group)
         try:
             for topic in read.topics:
                 yield from offsets_to_read(consumer, read.config, topic, read.start, read.stop)
@@ -146,6 +157,7 @@ class _ListPartitions(beam.DoFn):
 class _Read(beam.DoFn):
     def __init__(self, read: ReadFromKafka) -> None:
         self._config = read.config
+        self._group = Group(read.config, read.group) if read.group else None
         self._decoder = read.decoder
         self._disorder = Duration(read.disorder.total_seconds())
         self._idle_after = read.idle_after.total_seconds()
@@ -158,9 +170,16 @@ class _Read(beam.DoFn):
 
     def teardown(self) -> None:
         READERS.close()
+        COMMITS.close()
 
     def read_bundle(
-        self, element: Partition, tracker: Any, watermark: Any, readers: Readers = READERS
+        self,
+        element: Partition,
+        tracker: Any,
+        watermark: Any,
+        finalizer: Any,
+        readers: Readers = READERS,
+        commits: Commits = COMMITS,
     ) -> Iterator[Any]:
         """Reads to the end of the restriction; without one, until the bundle is full or starved."""
         offsets = tracker.current_restriction()
@@ -203,6 +222,12 @@ class _Read(beam.DoFn):
             readers.give_back(reader)
         else:
             reader.close()
+        if self._group and (
+            durable := commits.bundle_ended(
+                self._group, element.topic, element.partition, read_to, at_once=bounded
+            )
+        ):
+            finalizer.register(durable)
 
     def _put_out(
         self, element: Partition, messages: Messages, reader: PartitionReader, watermark: Any
@@ -229,17 +254,25 @@ class _Read(beam.DoFn):
 
 class _ReadBounded(_Read):
     def process(
-        self, element: Partition, tracker: Any = _TRACKER, watermark: Any = _WATERMARK
+        self,
+        element: Partition,
+        finalizer: Any = _FINALIZER,
+        tracker: Any = _TRACKER,
+        watermark: Any = _WATERMARK,
     ) -> Iterator[Any]:
-        yield from self.read_bundle(element, tracker, watermark)
+        yield from self.read_bundle(element, tracker, watermark, finalizer)
 
 
 class _ReadUnbounded(_Read):
     @beam.DoFn.unbounded_per_element()
     def process(
-        self, element: Partition, tracker: Any = _TRACKER, watermark: Any = _WATERMARK
+        self,
+        element: Partition,
+        finalizer: Any = _FINALIZER,
+        tracker: Any = _TRACKER,
+        watermark: Any = _WATERMARK,
     ) -> Iterator[Any]:
-        yield from self.read_bundle(element, tracker, watermark)
+        yield from self.read_bundle(element, tracker, watermark, finalizer)
 
 
 def _before(messages: Messages, stop: int) -> Messages:

@@ -32,6 +32,9 @@ class KafkaConfig:
         if _SERVERS in self.options:
             raise ValueError(f"options has {_SERVERS}: give bootstrap_servers in its place")
 
+    def __hash__(self) -> int:
+        return hash(self.bootstrap_servers)  # of options a mapping need not have one
+
     def client(self, **overrides: Any) -> dict[str, Any]:
         """A client's configuration, with dots for the underscores of ``overrides``.
 

@@ -1,6 +1,6 @@
 """Consumers: positions in a cluster, and its messages as Arrow batches."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -32,14 +32,24 @@ class KafkaReadError(Exception):
     """A partition can't be read; the message names topic, partition, offset and remedy."""
 
 
-def open_consumer(config: KafkaConfig) -> Consumer:
-    """A consumer that commits nothing; raises ``KafkaReadError`` if librdkafka refuses an option."""
+def open_consumer(
+    config: KafkaConfig,
+    group: str | None = None,
+    on_commit: Callable[[Any, list[TopicPartition]], None] | None = None,
+) -> Consumer:
+    """A consumer that commits nothing by itself, of a group where one is given.
+
+    ``on_commit`` is told of commits. Raises ``KafkaReadError`` if librdkafka refuses an option.
+    """
     settings = {"group.id": "velocity", "queued.max.messages.kbytes": 16_384} | config.client(
+        **({} if group is None else {"group_id": group}),
         enable_auto_commit=False,
         enable_partition_eof=True,
         # an offset that the broker no longer has must not silently become another
         auto_offset_reset="error",
     )
+    if on_commit is not None:
+        settings["on_commit"] = on_commit
     try:
         return Consumer(settings)
     except KafkaException as error:
@@ -131,6 +141,11 @@ def _offset_of(
             return low
         case "latest":
             return high
+        case "committed":
+            [told] = consumer.committed([at], timeout=answer_within)
+            if told.error is not None:
+                raise KafkaException(told.error)
+            return low if told.offset < 0 else told.offset  # the group knows nothing of it
         case datetime():
             millis = (where - _EPOCH) // timedelta(milliseconds=1)
             asked = TopicPartition(at.topic, at.partition, millis)

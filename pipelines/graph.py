@@ -12,6 +12,7 @@ from typing import Any, Literal
 import apache_beam as beam
 import pyarrow as pa
 
+from velocity.io.dead_letter_store import KafkaLetters, Letters, ParquetLetters
 from velocity.io.dead_letters import WriteDeadLettersToParquet
 from velocity.io.dead_letters_kafka import WriteDeadLettersToKafka
 from velocity.io.elastic import WriteToElasticsearch
@@ -84,6 +85,7 @@ class Graph:
                 decoder=self.decoder,
                 start=source.kafka.start,
                 stop=until,
+                group=source.kafka.group,
                 disorder=source.disorder,
                 idle_after=source.idle_after,
             )
@@ -160,6 +162,15 @@ class Graph:
                 return WriteDeadLettersToParquet(path, job=job)
             topic = self._text(spec.kafka or "", "dead_letters", "kafka")
             return WriteDeadLettersToKafka(topic, self._kafka, job=job)
+
+    @cached_property
+    def letters(self) -> Letters:
+        """What ``dead_letters`` has written, to be read and replayed."""
+        spec, job = self.job.dead_letters, self.job.job
+        if spec.parquet is not None:
+            return ParquetLetters(self._text(spec.parquet, "dead_letters", "parquet"), job)
+        topic = self._text(spec.kafka or "", "dead_letters", "kafka")
+        return KafkaLetters(topic, self._kafka, job)
 
     def apply(self, pipeline: beam.Pipeline, until: Until = None) -> None:
         """Adds the whole job to a pipeline."""

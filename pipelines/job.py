@@ -153,14 +153,27 @@ class KafkaSource(Model):
 
     bootstrap_servers: str = Field(description="`HOST:PORT`, several with commas between.")
     topics: list[str] = Field(min_length=1, description="Names of topics.")
-    start: Literal["earliest", "latest"] | AwareDatetime = Field(
+    start: Literal["earliest", "latest", "committed"] | AwareDatetime = Field(
         "earliest",
-        description="Where a job that has no position yet starts: an end, or a time (RFC 3339).",
+        description="Where a job that has no position yet starts: an end, what `group` has been "
+        "told, or a time (RFC 3339).",
+    )
+    group: str | None = Field(
+        None,
+        min_length=1,
+        description="A consumer group that is told how far the job has read, after each "
+        "checkpoint, for tools that show its lag. Nothing else must use it.",
     )
     options: dict[str, str | int | float | bool] = Field(
         default_factory=dict,
         description="librdkafka's own options, security among them; secrets as `${ENV}`.",
     )
+
+    @model_validator(mode="after")
+    def _group_has_committed(self) -> "KafkaSource":
+        if self.start == "committed" and self.group is None:
+            raise ValueError("start: committed needs the group that has committed")
+        return self
 
 
 class Source(Model):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
 import apache_beam as beam
@@ -24,6 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from velocity.io.kafka import ReadFromKafka, _Read
+from velocity.io.kafka_commits import COMMITS, Commits
 from velocity.io.kafka_config import KafkaConfig
 from velocity.io.kafka_consumer import KafkaReadError
 from velocity.io.kafka_offsets import UNBOUNDED, OffsetTracker, Partition
@@ -167,6 +169,11 @@ class Reading:
     def __init__(self, partition: FakePartition, read: ReadFromKafka) -> None:
         self.partition, self.readers = partition, partition.readers()
         self._read = read
+        self.commits = Commits(
+            lambda group, told: self.told.append(told.offset), lambda: partition.seconds
+        )
+        self.told: list[int] = []
+        self.durable: list[Callable[[], None]] = []
         self.tracker = ThreadsafeRestrictionTracker(OffsetTracker(OffsetRange(0, 0)))
 
     def bundle(
@@ -176,8 +183,9 @@ class Reading:
         estimator = ForwardWatermark(watermark)
         rows, dead = [], []
         element, view = Partition("orders", 0, start, stop), RestrictionTrackerView(self.tracker)
-        fresh = _Read(self._read)
-        for output in fresh.read_bundle(element, view, estimator, self.readers):
+        fresh, finalizer = _Read(self._read), SimpleNamespace(register=self.durable.append)
+        outputs = fresh.read_bundle(element, view, estimator, finalizer, self.readers, self.commits)
+        for output in outputs:
             if isinstance(output, TaggedOutput):
                 assert output.tag == "dead_letters"
                 dead.append((output.value.timestamp, output.value.value))
@@ -371,6 +379,29 @@ def test_an_error_closes_the_reader(stop: int) -> None:
     assert (partition.opened, partition.open) == (1, 0)
 
 
+def test_a_group_is_told_what_was_made_durable_and_no_more() -> None:
+    partition = FakePartition().holds(b"a", b"b", b"c")
+    reads = Reading(partition, reading(group="g", bundle_size=1, batch_size=1))
+    bundle = reads.bundle()
+    for _ in range(2):
+        partition.seconds += 2
+        bundle = reads.after(bundle)
+    assert (len(reads.durable), reads.told) == (3, [])
+    for confirmed in reads.durable[:2]:  # one round, as a checkpoint of Flink is
+        confirmed()
+    assert reads.told == []
+    partition.seconds += 2
+    reads.after(bundle)
+    reads.durable[2]()
+    assert reads.told == [2]
+
+
+def test_without_a_group_the_runner_has_nothing_to_confirm() -> None:
+    reads = Reading(FakePartition().holds(b"a"), reading())
+    reads.bundle()
+    assert reads.durable == []
+
+
 def test_a_bundle_that_fails_after_the_read_closes_the_reader() -> None:
     partition = FakePartition().holds(b"")
     reads = Reading(partition, reading())
@@ -378,7 +409,11 @@ def test_a_bundle_that_fails_after_the_read_closes_the_reader() -> None:
         ThreadsafeRestrictionTracker(OffsetTracker(OffsetRange(0, UNBOUNDED)))
     )
     bundle = _Read(reading()).read_bundle(
-        Partition("orders", 0, 0, UNBOUNDED), view, ForwardWatermark(MIN_TIMESTAMP), reads.readers
+        Partition("orders", 0, 0, UNBOUNDED),
+        view,
+        ForwardWatermark(MIN_TIMESTAMP),
+        None,
+        reads.readers,
     )
     next(bundle)
     assert partition.open == 1
@@ -539,6 +574,8 @@ def test_a_bounded_read_never_follows_the_clock() -> None:
         ({"start": datetime(2026, 1, 1)}, "start has no time zone"),
         ({"stop": datetime(2026, 1, 1)}, "stop has no time zone"),
         ({"stop": {("claims", 0): 1}}, "stop names topic 'claims'"),
+        ({"start": "committed"}, "name the group"),
+        ({"group": ""}, "group is empty"),
         ({"batch_size": 0}, "batch_size"),
         ({"batch_size": 1_000_001}, "batch_size"),
         ({"bundle_size": 0}, "bundle_size"),
@@ -645,6 +682,23 @@ def test_start_and_stop_by_offsets_bound_each_partition(kafka: EmbeddedKafka) ->
     assert len(wanted) == 10 + 5 + 75
     config = KafkaConfig(kafka.bootstrap_servers)
     run(ReadFromKafka(config, ["orders"], start=start, stop=stop), wanted)
+
+
+@embedded
+def test_a_read_goes_on_from_what_its_group_was_told(kafka: EmbeddedKafka) -> None:
+    config = KafkaConfig(kafka.bootstrap_servers)
+
+    def read() -> ReadFromKafka:
+        return ReadFromKafka(config, ["orders"], start="committed", stop="latest", group="g")
+
+    run(read(), [message for message in fill(kafka, 30) if message["topic"] == "orders"])
+    COMMITS.close()  # what it sends is sent when this returns
+    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
+    producer.produce("orders", b"later", partition=3)
+    assert producer.flush(10) == 0
+    with beam.Pipeline(options=PipelineOptions(ONE)) as pipeline:
+        values = pipeline | read() | beam.FlatMap(lambda batch: batch["value"].to_pylist())
+        assert_that(values, equal_to([b"later"]))
 
 
 @embedded

@@ -299,6 +299,11 @@ class FakeCluster:
     ) -> tuple[int, int]:
         return self._offsets[where.partition]
 
+    def committed(self, asked: list[TopicPartition], timeout: float) -> list[Any]:
+        error = None if self.found_error is None else KafkaError(self.found_error)
+        offset = 17 if asked[0].partition == 0 else -1001
+        return [SimpleNamespace(offset=offset, error=error)]
+
     def offsets_for_times(self, asked: list[TopicPartition], timeout: float) -> list[Any]:
         self.asked += [where.offset for where in asked]
         error = None if self.found_error is None else KafkaError(self.found_error)
@@ -320,6 +325,7 @@ TIME = datetime(2026, 1, 1, 0, 0, 0, 123_000, tzinfo=UTC)
         ("latest", None, [(30, UNBOUNDED), (0, UNBOUNDED)]),
         ("earliest", "latest", [(10, 30), (0, 0)]),
         ("latest", "latest", [(30, 30), (0, 0)]),
+        ("committed", "latest", [(17, 30), (0, 0)]),
         ({("orders", 0): 20}, "latest", [(20, 30), (0, 0)]),
         ({("other", 9): 20}, "latest", [(10, 30), (0, 0)]),
         ("earliest", {("orders", 0): 20}, [(10, 20), (0, 0)]),
@@ -341,6 +347,13 @@ def test_a_time_is_asked_for_to_the_millisecond_in_any_time_zone() -> None:
 
 def test_a_time_after_the_last_message_is_the_end() -> None:
     assert ranges(FakeCluster({0: (0, 30)}), "earliest", TIME) == [(0, 30)]
+
+
+def test_a_broker_that_cannot_find_what_was_committed_is_told() -> None:
+    cluster = FakeCluster({0: (10, 30)})
+    cluster.found_error = KafkaError.GROUP_AUTHORIZATION_FAILED
+    with pytest.raises(KafkaReadError, match="find the offsets of topic 'orders' partition 0"):
+        ranges(cluster, "committed", None)
 
 
 def test_a_broker_that_cannot_find_a_time_is_told() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
@@ -176,6 +177,15 @@ class Case:
         sinks = ("--sqlite", str(self.store), "--dead-letters", str(self.dead))
         return ["run", str(self.path), "--runner", "flink", "--detach", *sinks, *options]
 
+    def committed(self, group: str) -> int:
+        """How many messages the group was told of, over all partitions."""
+        consumer = Consumer({"bootstrap.servers": self.kafka, "group.id": group})
+        try:
+            where = [TopicPartition(f"{self.prefix}.pharmacy.events", n) for n in range(4)]
+            return sum(max(found.offset, 0) for found in consumer.committed(where, 30))
+        finally:
+            consumer.close()
+
     def produce(self, rate: float = 1_000) -> None:
         """Begins to send events, so many a second, until all that are left are wanted at once.
 
@@ -254,7 +264,8 @@ def test_a_job_stopped_with_a_savepoint_and_resumed_with_more_subtasks_loses_and
 
 def test_a_drained_job_closes_its_windows_and_ends(cluster: Cluster, tmp_path: Path) -> None:
     case = Case(cluster, tmp_path, 20_000)
-    case.path.write_text(case.path.read_text().replace("idle_after: 5s", "idle_after: 1h"))
+    text = case.path.read_text().replace("idle_after: 5s", "idle_after: 1h")
+    case.path.write_text(text.replace("kafka: {bootstrap", "kafka: {group: drained, bootstrap"))
     case.pace.release()
     case.produce()
     assert case.producer is not None
@@ -263,6 +274,7 @@ def test_a_drained_job_closes_its_windows_and_ends(cluster: Cluster, tmp_path: P
 
     sent = len(list(simulate(case.scenario)))
     until(lambda: cluster.counter(job, "read_messages") == sent)
+    until(lambda: case.committed("drained") == sent)
     # Windows are open, for no partition counts as idle so soon; what is early has been shown.
     until(lambda: any(body["pane"] == "early" for body in case.documents().values()))
     stopped = json.loads(cluster("stop", job, "--drain", "--json"))
