@@ -4,9 +4,11 @@ No JVM and no container stands beside the runner, and the read fuses with the Py
 it. Splittable DoFns and their watermarks: https://beam.apache.org/documentation/programming-guide/
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final, Literal
 
 import apache_beam as beam
@@ -26,6 +28,7 @@ from velocity.io.kafka_consumer import (
     to_arrow,
 )
 from velocity.io.kafka_offsets import UNBOUNDED, OffsetRestrictions, Partition
+from velocity.io.kafka_partitions import Known, WatchPartitions, is_pattern, matching, topics_of
 from velocity.io.kafka_readers import READERS, PartitionReader, Readers
 from velocity.io.records import Decoder, WithDeadLetters, counter, gauge
 from velocity.io.watermark import ForwardWatermarkProvider
@@ -62,6 +65,11 @@ class ReadFromKafka(beam.PTransform):
     Offsets are committed to ``group``, where one is given, after the runner has made durable what was
     read up to them: tools that watch a group's lag show the truth. Nothing else must use the group.
 
+    A topic that begins with ``^`` is a regular expression that stands for all topics whose whole name
+    matches. A read without end looks for partitions that are new every ``discover_every``, and reads
+    them from their earliest offset. What happens in a partition is taken to happen after it was
+    made: older events may be late.
+
     A bundle ends after ``bundle_size`` messages (give or take a batch), after ``bundle_time``, or
     when there is nothing to read. Counters: ``read_messages``, ``read_bytes``, ``decoded_rows``; and
     a gauge ``lag_<topic>_<partition>``: how many offsets are not read yet, at a bundle's end.
@@ -83,6 +91,7 @@ class ReadFromKafka(beam.PTransform):
     bundle_time: timedelta = timedelta(seconds=2)
     bundle_size: int = 50_000
     group: str | None = None
+    discover_every: timedelta = timedelta(seconds=10)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -99,7 +108,16 @@ class ReadFromKafka(beam.PTransform):
             self._check_position("stop", self.stop, "latest")
         if self.disorder < timedelta():
             raise ValueError(f"disorder must be 0 or more, not {self.disorder}")
-        for name, time in (("idle_after", self.idle_after), ("bundle_time", self.bundle_time)):
+        for topic in filter(is_pattern, self.topics):
+            try:
+                re.compile(topic)
+            except re.error as error:
+                raise ValueError(f"topics: {topic!r} is no regular expression: {error}") from None
+        for name, time in (
+            ("idle_after", self.idle_after),
+            ("bundle_time", self.bundle_time),
+            ("discover_every", self.discover_every),
+        ):
             if time <= timedelta():
                 raise ValueError(f"{name} must be more than 0, not {time}")
         if not 1 <= self.batch_size <= _MOST:
@@ -115,7 +133,7 @@ class ReadFromKafka(beam.PTransform):
                 pass
             case Mapping():
                 for topic, _ in where:
-                    if topic not in self.topics:
+                    if not matching(self.topics, topic):
                         raise ValueError(
                             f"{name} names topic {topic!r}, which is none of topics: {self.topics}"
                         )
@@ -128,7 +146,7 @@ class ReadFromKafka(beam.PTransform):
         outputs = (
             pbegin
             | "Start" >> beam.Create([None], reshuffle=False)
-            | "List partitions" >> beam.ParDo(_ListPartitions(self))
+            | "List partitions" >> self._list_partitions()
             | "Spread partitions" >> beam.Reshuffle()
             | "Read"
             >> beam.ParDo(read)
@@ -136,6 +154,12 @@ class ReadFromKafka(beam.PTransform):
             .with_outputs("dead_letters", main="rows")
         )
         return WithDeadLetters(*outputs) if self.decoder else outputs.rows
+
+    def _list_partitions(self) -> Any:
+        if self.stop is not None:
+            return beam.ParDo(_ListPartitions(self))
+        every, disorder = self.discover_every.total_seconds(), self.disorder.total_seconds()
+        return beam.ParDo(WatchPartitions(partial(_unknown, self), every, disorder))
 
 
 class _ListPartitions(beam.DoFn):
@@ -145,13 +169,23 @@ class _ListPartitions(beam.DoFn):
         self._read = read
 
     def process(self, _: None) -> Iterator[Partition]:
-        read = self._read
-        consumer = open_consumer(read.config, read.group)
-        try:
-            for topic in read.topics:
-                yield from offsets_to_read(consumer, read.config, topic, read.start, read.stop)
-        finally:
-            consumer.close()
+        yield from _unknown(self._read, None)
+
+
+def _unknown(read: ReadFromKafka, known: Known | None) -> list[Partition]:
+    """The partitions that are not known; what comes after the first listing is read whole."""
+    start = read.start if known is None else "earliest"
+    consumer = open_consumer(read.config, read.group)
+    try:
+        return [
+            partition
+            for topic in topics_of(consumer, read.config, read.topics)
+            for partition in offsets_to_read(
+                consumer, read.config, topic, start, read.stop, known=known or ()
+            )
+        ]
+    finally:
+        consumer.close()
 
 
 class _Read(beam.DoFn):

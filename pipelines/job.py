@@ -152,7 +152,11 @@ class KafkaSource(Model):
     """Topics to read."""
 
     bootstrap_servers: str = Field(description="`HOST:PORT`, several with commas between.")
-    topics: list[str] = Field(min_length=1, description="Names of topics.")
+    topics: list[str] = Field(
+        min_length=1,
+        description="Names of topics; one that begins with `^` is a regular expression, and stands "
+        "for all whose whole name it matches, also those that come later.",
+    )
     start: Literal["earliest", "latest", "committed"] | AwareDatetime = Field(
         "earliest",
         description="Where a job that has no position yet starts: an end, what `group` has been "

@@ -576,6 +576,7 @@ def test_a_bounded_read_never_follows_the_clock() -> None:
         ({"stop": {("claims", 0): 1}}, "stop names topic 'claims'"),
         ({"start": "committed"}, "name the group"),
         ({"group": ""}, "group is empty"),
+        ({"discover_every": timedelta()}, "discover_every"),
         ({"batch_size": 0}, "batch_size"),
         ({"batch_size": 1_000_001}, "batch_size"),
         ({"bundle_size": 0}, "bundle_size"),
@@ -589,7 +590,7 @@ def test_an_argument_of_no_sense_is_refused(arguments: dict[str, Any], told: str
         reading(**arguments)
 
 
-@pytest.mark.parametrize("topics", [[], "orders", [""], ["orders", "orders"]])
+@pytest.mark.parametrize("topics", [[], "orders", [""], ["orders", "orders"], ["^("]])
 def test_topics_are_names_each_given_once(topics: Any) -> None:
     with pytest.raises(ValueError, match="topics"):
         ReadFromKafka(CONFIG, topics)
@@ -699,6 +700,13 @@ def test_a_read_goes_on_from_what_its_group_was_told(kafka: EmbeddedKafka) -> No
     with beam.Pipeline(options=PipelineOptions(ONE)) as pipeline:
         values = pipeline | read() | beam.FlatMap(lambda batch: batch["value"].to_pylist())
         assert_that(values, equal_to([b"later"]))
+
+
+@embedded
+def test_a_pattern_stands_for_the_topics_that_it_matches(kafka: EmbeddedKafka) -> None:
+    sent = [message for message in fill(kafka) if message["topic"] == "orders"]
+    config = KafkaConfig(kafka.bootstrap_servers)
+    run(ReadFromKafka(config, ["^ord.*", "empty"], stop="latest"), sent)
 
 
 @embedded
