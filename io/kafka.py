@@ -21,6 +21,7 @@ from apache_beam.utils.timestamp import Duration, Timestamp
 from velocity.io.kafka_commits import COMMITS, Commits, Group
 from velocity.io.kafka_config import KafkaConfig
 from velocity.io.kafka_consumer import (
+    KafkaReadError,
     Messages,
     Offsets,
     offsets_to_read,
@@ -28,7 +29,14 @@ from velocity.io.kafka_consumer import (
     to_arrow,
 )
 from velocity.io.kafka_offsets import UNBOUNDED, OffsetRestrictions, Partition
-from velocity.io.kafka_partitions import Known, WatchPartitions, is_pattern, matching, topics_of
+from velocity.io.kafka_partitions import (
+    Known,
+    Listing,
+    WatchPartitions,
+    is_pattern,
+    matching,
+    topics_of,
+)
 from velocity.io.kafka_readers import READERS, PartitionReader, Readers
 from velocity.io.records import Decoder, WithDeadLetters, counter, gauge
 from velocity.io.watermark import ForwardWatermarkProvider
@@ -36,6 +44,9 @@ from velocity.io.watermark import ForwardWatermarkProvider
 _POLL_EVERY: Final = Duration(micros=200_000)
 _MOST: Final = 1_000_000
 """Messages that a consumer gives at once."""
+
+_LATER_WITHIN: Final = 5.0
+"""Seconds for a broker to answer a listing that nobody waits for, but a checkpoint might."""
 
 _TRACKER: Final = beam.DoFn.RestrictionParam(OffsetRestrictions())
 _FINALIZER: Final = beam.DoFn.BundleFinalizerParam  # Beam passes it by its place, after the element
@@ -62,8 +73,9 @@ class ReadFromKafka(beam.PTransform):
     or offsets (exclusive; partitions not named stop at that end); what stops is bounded, and does
     not wait for messages past that end. Times are compared with the broker's timestamps.
 
-    Offsets are committed to ``group``, where one is given, after the runner has made durable what was
-    read up to them: tools that watch a group's lag show the truth. Nothing else must use the group.
+    A read without end commits offsets to ``group``, where one is given, after the runner has made
+    durable what was read up to them: tools that watch a group's lag show the truth. Nothing else must
+    use the group. A bounded read commits nothing.
 
     A topic that begins with ``^`` is a regular expression that stands for all topics whose whole name
     matches. A read without end looks for partitions that are new every ``discover_every``, and reads
@@ -159,7 +171,7 @@ class ReadFromKafka(beam.PTransform):
         if self.stop is not None:
             return beam.ParDo(_ListPartitions(self))
         every, disorder = self.discover_every.total_seconds(), self.disorder.total_seconds()
-        return beam.ParDo(WatchPartitions(partial(_unknown, self), every, disorder))
+        return beam.ParDo(WatchPartitions(partial(_listed, self), every, disorder))
 
 
 class _ListPartitions(beam.DoFn):
@@ -169,23 +181,36 @@ class _ListPartitions(beam.DoFn):
         self._read = read
 
     def process(self, _: None) -> Iterator[Partition]:
-        yield from _unknown(self._read, None)
+        yield from _first(self._read)
 
 
-def _unknown(read: ReadFromKafka, known: Known | None) -> list[Partition]:
-    """The partitions that are not known; what comes after the first listing is read whole."""
-    start = read.start if known is None else "earliest"
+def _first(read: ReadFromKafka) -> Iterator[Partition]:
     consumer = open_consumer(read.config, read.group)
     try:
-        return [
-            partition
-            for topic in topics_of(consumer, read.config, read.topics)
-            for partition in offsets_to_read(
-                consumer, read.config, topic, start, read.stop, known=known or ()
-            )
-        ]
+        for topic in topics_of(consumer, read.config, read.topics):
+            yield from offsets_to_read(consumer, read.config, topic, read.start, read.stop)
     finally:
         consumer.close()
+
+
+def _listed(read: ReadFromKafka, known: Known | None) -> Listing:
+    """What is new is read whole. One topic that can't be read hides no other."""
+    if known is None:
+        return Listing(list(_first(read)), {})
+    found: list[Partition] = []
+    unread: dict[str, str] = {}
+    consumer = open_consumer(read.config, read.group)
+    try:
+        for topic in topics_of(consumer, read.config, read.topics, _LATER_WITHIN):
+            try:
+                found += offsets_to_read(
+                    consumer, read.config, topic, "earliest", None, _LATER_WITHIN, known
+                )
+            except KafkaReadError as error:
+                unread[topic] = str(error)
+    finally:
+        consumer.close()
+    return Listing(found, unread)
 
 
 class _Read(beam.DoFn):
@@ -256,12 +281,12 @@ class _Read(beam.DoFn):
             readers.give_back(reader)
         else:
             reader.close()
-        if self._group and (
-            durable := commits.bundle_ended(
-                self._group, element.topic, element.partition, read_to, at_once=bounded
+        if self._group and not bounded:  # Beam's local runner confirms what later steps may fail at
+            durable = commits.bundle_ended(
+                self._group, element.topic, element.partition, offsets.start, read_to
             )
-        ):
-            finalizer.register(durable)
+            if durable:
+                finalizer.register(durable)
 
     def _put_out(
         self, element: Partition, messages: Messages, reader: PartitionReader, watermark: Any

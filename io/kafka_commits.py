@@ -14,9 +14,8 @@ from velocity.io.kafka_config import KafkaConfig
 from velocity.io.kafka_consumer import open_consumer
 
 _LOG: Final = logging.getLogger(__name__)
-_EVERY: Final = 1.0
-"""Seconds from one callback of a partition to the next: a runner keeps what belongs to a bundle
-until it is confirmed, and an idle partition has five bundles a second."""
+_EXPIRES: Final = 600.0
+"""Seconds after which a confirmation that has not come is taken for lost with a failure."""
 
 
 class Group(NamedTuple):
@@ -34,28 +33,29 @@ class _Place(NamedTuple):
 
 @dataclass(frozen=True)
 class _Progress:
+    ended: int = 0
+    """Where the last bundle ended."""
     asked_at: float = float("-inf")
+    """When a confirmation was asked for that has not come."""
     confirmed: int | None = None
-    """By the round of confirmations that is going on."""
-    durable: int | None = None
-    """By a round before it."""
     told: int | None = None
 
 
 class Commits:
     """The way of offsets to their groups, for all reads of a process; safe for threads.
 
-    A runner confirms bundles in rounds: Flink all that have ended when a checkpoint is complete,
-    among them some that ended after its barrier, and that a failure would have read again. So what
-    a round confirms is committed in the next one: then it is in a checkpoint, whatever happens.
+    Flink confirms all bundles that have ended when a checkpoint is complete, among them some that
+    ended after its barrier, and that a failure would have read again. So what is confirmed is
+    committed at the next confirmation: then it is in a checkpoint. A partition waits for one
+    confirmation at a time, for a runner keeps what belongs to a bundle until it has confirmed it.
 
     >>> told = []
-    >>> commits = Commits(lambda group, offset: told.append(offset.offset), clock=iter(range(9)).__next__)
+    >>> commits = Commits(lambda group, offset: told.append(offset.offset))
     >>> group = Group(KafkaConfig("127.0.0.1:9092"), "velocity")
-    >>> first = commits.bundle_ended(group, "orders", 0, 17)
+    >>> first = commits.bundle_ended(group, "orders", 0, 0, 17)
     >>> first(); told
     []
-    >>> second = commits.bundle_ended(group, "orders", 0, 30)
+    >>> second = commits.bundle_ended(group, "orders", 0, 17, 30)
     >>> second(); told
     [17]
     """
@@ -73,25 +73,20 @@ class Commits:
         self._lock = threading.Lock()
 
     def bundle_ended(
-        self, group: Group, topic: str, partition: int, position: int, *, at_once: bool = False
+        self, group: Group, topic: str, partition: int, start: int, position: int
     ) -> Callable[[], None] | None:
-        """What the runner is to call when it has made the bundle durable, that ends at a position.
+        """What the runner is to call when it has made a bundle durable, by where it began and ended.
 
-        None where there is nothing to tell, or a callback was given less than a second ago.
-        ``at_once`` commits with the first confirmation, for reads that have no second one.
+        None where there is nothing to tell, or an earlier confirmation has not come yet.
         """
-        place = _Place(group, topic, partition)
+        place, now = _Place(group, topic, partition), self._clock()
         with self._lock:
             known = self._progress.get(place, _Progress())
-            if position < max(known.confirmed or 0, known.durable or 0):
+            if start < known.ended:
                 known = _Progress()  # a failure has put the read back
-            if known.confirmed is not None:  # that round is over
-                known = replace(known, confirmed=None, durable=known.confirmed)
-            now = self._clock()
-            due = known.told != position and now - known.asked_at >= _EVERY
-            self._progress[place] = replace(known, asked_at=now) if due else known
-        if at_once:
-            return partial(self._tell, place, position)
+            due = known.told != position and now - known.asked_at >= _EXPIRES
+            asked_at = now if due else known.asked_at
+            self._progress[place] = replace(known, ended=position, asked_at=asked_at)
         return partial(self._confirmed, place, position) if due else None
 
     def close(self) -> None:
@@ -105,17 +100,12 @@ class Commits:
     def _confirmed(self, place: _Place, position: int) -> None:
         with self._lock:
             known = self._progress.get(place, _Progress())
-            durable = known.durable if known.confirmed is None else None
-            confirmed = position if known.confirmed is None else max(known.confirmed, position)
-            self._progress[place] = replace(known, confirmed=confirmed, durable=None)
+            durable = known.confirmed
+            self._progress[place] = replace(
+                known, asked_at=float("-inf"), confirmed=position, told=durable
+            )
         if durable is not None and durable != known.told:
-            self._tell(place, durable)
-
-    def _tell(self, place: _Place, position: int) -> None:
-        with self._lock:
-            known = self._progress.get(place, _Progress())
-            self._progress[place] = replace(known, told=position)
-        self._commit(place.group, TopicPartition(place.topic, place.partition, position))
+            self._commit(place.group, TopicPartition(place.topic, place.partition, durable))
 
     def _send(self, group: Group, offset: TopicPartition) -> None:
         try:

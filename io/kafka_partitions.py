@@ -2,8 +2,8 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 import apache_beam as beam
 from apache_beam.coders import Coder, FastPrimitivesCoder
@@ -26,8 +26,16 @@ Listed = tuple[Known | None]
 """The restriction: what is known, None before the first listing. In a tuple of its own, for Beam
 loses a residual that is false, and nothing known would be."""
 
-Lister = Callable[[Known | None], list[Partition]]
-"""Lists the partitions that are not known, with the offsets to read; None is the first listing."""
+
+class Listing(NamedTuple):
+    """Partitions that were not known, with the offsets to read; and why topics could not be listed."""
+
+    found: list[Partition]
+    unread: Mapping[str, str]
+
+
+Lister = Callable[[Known | None], Listing]
+"""Lists what is not known; None asks for the first listing, of which all must be found."""
 
 
 def is_pattern(topic: str) -> bool:
@@ -138,7 +146,8 @@ class WatchPartitions(beam.DoFn):
     """Gives out each partition once, those that come later as they come.
 
     Its watermark is the time of the last listing less ``disorder`` (seconds): what happens in a
-    partition is taken to happen after the partition was made.
+    partition is taken to happen after the partition was made. A topic that can't be listed, perhaps
+    because it is gone, is logged once, and holds nothing back.
     """
 
     def __init__(
@@ -151,6 +160,7 @@ class WatchPartitions(beam.DoFn):
         self._list_new = list_new
         self._every, self._disorder = Duration(every), Duration(disorder)
         self._now = now
+        self._unread: set[str] = set()
 
     @beam.DoFn.unbounded_per_element()
     def process(
@@ -164,19 +174,22 @@ class WatchPartitions(beam.DoFn):
         [known] = tracker.current_restriction()
         asked_at = self._now()
         try:
-            found = self._list_new(known)
+            found, unread = self._list_new(known)
         except KafkaReadError as error:
             if known is None:
                 raise
-            _LOG.warning("no new partitions can be found for now: %s", error)
+            self._note({"": str(error)})
         else:
+            self._note(unread)
             if tracker.try_claim(_joined(known or (), found)):
-                if known is not None:
-                    for partition in found:
-                        _LOG.info("%s partition %d is new", partition.topic, partition.partition)
                 yield from found
                 watermark.advance(asked_at - self._disorder)
         tracker.defer_remainder(self._every)
+
+    def _note(self, unread: Mapping[str, str]) -> None:
+        for topic in unread.keys() - self._unread:
+            _LOG.warning("no new partitions can be found for now: %s", unread[topic])
+        self._unread = set(unread)
 
 
 def _joined(known: Known, found: Iterable[Partition]) -> Known:

@@ -25,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from velocity.io.kafka import ReadFromKafka, _Read
-from velocity.io.kafka_commits import COMMITS, Commits
+from velocity.io.kafka_commits import Commits
 from velocity.io.kafka_config import KafkaConfig
 from velocity.io.kafka_consumer import KafkaReadError
 from velocity.io.kafka_offsets import UNBOUNDED, OffsetTracker, Partition
@@ -386,14 +386,18 @@ def test_a_group_is_told_what_was_made_durable_and_no_more() -> None:
     for _ in range(2):
         partition.seconds += 2
         bundle = reads.after(bundle)
-    assert (len(reads.durable), reads.told) == (3, [])
-    for confirmed in reads.durable[:2]:  # one round, as a checkpoint of Flink is
-        confirmed()
+    assert (len(reads.durable), reads.told) == (1, [])  # one confirmation at a time
+    reads.durable[0]()
     assert reads.told == []
-    partition.seconds += 2
     reads.after(bundle)
-    reads.durable[2]()
-    assert reads.told == [2]
+    reads.durable[1]()
+    assert reads.told == [1]
+
+
+def test_a_bounded_read_commits_nothing_for_a_later_step_may_fail() -> None:
+    reads = Reading(FakePartition().holds(b"a"), reading(group="g", stop="latest"))
+    reads.bundle(0, 1)
+    assert reads.durable == []
 
 
 def test_without_a_group_the_runner_has_nothing_to_confirm() -> None:
@@ -686,20 +690,15 @@ def test_start_and_stop_by_offsets_bound_each_partition(kafka: EmbeddedKafka) ->
 
 
 @embedded
-def test_a_read_goes_on_from_what_its_group_was_told(kafka: EmbeddedKafka) -> None:
+def test_a_read_starts_at_what_its_group_was_told(kafka: EmbeddedKafka) -> None:
     config = KafkaConfig(kafka.bootstrap_servers)
-
-    def read() -> ReadFromKafka:
-        return ReadFromKafka(config, ["orders"], start="committed", stop="latest", group="g")
-
-    run(read(), [message for message in fill(kafka, 30) if message["topic"] == "orders"])
-    COMMITS.close()  # what it sends is sent when this returns
-    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
-    producer.produce("orders", b"later", partition=3)
-    assert producer.flush(10) == 0
-    with beam.Pipeline(options=PipelineOptions(ONE)) as pipeline:
-        values = pipeline | read() | beam.FlatMap(lambda batch: batch["value"].to_pylist())
-        assert_that(values, equal_to([b"later"]))
+    sent = [message for message in fill(kafka) if message["topic"] == "orders"]
+    told = Consumer({"bootstrap.servers": kafka.bootstrap_servers, "group.id": "g"})
+    told.commit(offsets=[TopicPartition("orders", 0, 17)], asynchronous=False)
+    told.close()
+    wanted = [m for m in sent if m["partition"] != 0 or m["offset"] >= 17]
+    assert len(wanted) == len(sent) - 17
+    run(ReadFromKafka(config, ["orders"], start="committed", stop="latest", group="g"), wanted)
 
 
 @embedded

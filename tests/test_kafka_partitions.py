@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 
 from velocity.io.kafka_consumer import KafkaReadError
 from velocity.io.kafka_offsets import UNBOUNDED, Partition
-from velocity.io.kafka_partitions import Known, KnownTracker, WatchPartitions, matching
+from velocity.io.kafka_partitions import (
+    Known,
+    KnownTracker,
+    Listing,
+    WatchPartitions,
+    matching,
+)
 from velocity.io.watermark import ForwardWatermark
 
 
@@ -18,6 +24,7 @@ class Cluster:
     def __init__(self) -> None:
         self.partitions: set[tuple[str, int]] = set()
         self.answers = True
+        self.unread: dict[str, str] = {}
         self.seconds = 1_767_225_600
         self.watch = WatchPartitions(self.list_new, 10, 30, self.now)
 
@@ -25,11 +32,12 @@ class Cluster:
         self.seconds += 1
         return Timestamp(self.seconds)
 
-    def list_new(self, known: Known | None) -> list[Partition]:
+    def list_new(self, known: Known | None) -> Listing:
         if not self.answers:
             raise KafkaReadError("no broker")
         new = sorted(self.partitions.difference(known or ()))
-        return [Partition(topic, number, 0, UNBOUNDED) for topic, number in new]
+        found = [Partition(topic, number, 0, UNBOUNDED) for topic, number in new]
+        return Listing(found, self.unread)
 
     def look(
         self, known: Known | None, watermark: ForwardWatermark
@@ -78,6 +86,20 @@ def test_a_first_listing_that_fails_fails_the_job() -> None:
     cluster.answers = False
     with pytest.raises(KafkaReadError):
         cluster.look(None, ForwardWatermark(MIN_TIMESTAMP))
+
+
+def test_a_topic_that_is_gone_is_told_once_and_hides_no_other(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cluster, watermark = Cluster(), ForwardWatermark(MIN_TIMESTAMP)
+    _, known = cluster.look(None, watermark)
+    cluster.unread = {"claims": "there is no topic 'claims'"}
+    for number in range(3):
+        cluster.partitions.add(("orders", number))
+        found, known = cluster.look(known, watermark)
+        assert found == [("orders", number)]
+    assert caplog.text.count("there is no topic 'claims'") == 1
+    assert watermark.current_watermark() == Timestamp(cluster.seconds - 30)
 
 
 def test_a_pattern_matches_whole_names() -> None:
