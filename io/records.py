@@ -16,6 +16,8 @@ import pyarrow as pa
 from apache_beam.coders import Coder, registry
 from apache_beam.metrics import Metrics
 
+from velocity.io.copies import attempts
+
 TIMESTAMP: Final = pa.timestamp("ms", tz="UTC")
 """Every time in Velocity: milliseconds, the finest that all runners keep."""
 
@@ -240,10 +242,11 @@ def dead_letters(
     causes: Iterable[Cause],
     errors: Iterable[str],
     failed_at: datetime,
-    attempt: int = 1,
+    attempt: int | None = None,
 ) -> pa.RecordBatch:
     """Envelopes (``DEAD_LETTERS``) for messages (``MESSAGES``), a cause and an error each.
 
+    Without ``attempt`` each message's headers say it: of what a replay sent again they do.
     Inside a bundle each is counted too, as ``dead_letters_<cause>``.
     """
     n = messages.num_rows
@@ -256,7 +259,7 @@ def dead_letters(
             pa.array([cause.value for cause in causes], pa.string()),
             pa.array(list(errors), pa.string()),
             pa.array([failed_at] * n, TIMESTAMP),
-            pa.array([attempt] * n, pa.int32()),
+            pa.array([attempt] * n, pa.int32()) if attempt else attempts(messages["headers"]),
             *messages.columns,
         ],
         schema=DEAD_LETTERS,
