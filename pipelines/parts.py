@@ -12,8 +12,10 @@ import apache_beam as beam
 from velocity.io.dead_letters import WriteDeadLettersToParquet
 from velocity.io.dead_letters_kafka import WriteDeadLettersToKafka
 from velocity.io.elastic import WriteToElasticsearch
+from velocity.io.json_rows import JsonRows
 from velocity.io.kafka import ReadFromKafka
 from velocity.io.kafka_config import KafkaConfig
+from velocity.io.kafka_sink import WriteToKafka
 from velocity.io.rest import RestLookup
 from velocity.io.sqlite import WriteToSqlite
 from velocity.transforms.decode import Decode, JsonDecoder
@@ -33,6 +35,7 @@ __all__ = [
     "Field",
     "Fixed",
     "JsonDecoder",
+    "JsonRows",
     "KafkaConfig",
     "Metric",
     "ReadFromKafka",
@@ -44,6 +47,7 @@ __all__ = [
     "WriteDeadLettersToKafka",
     "WriteDeadLettersToParquet",
     "WriteToElasticsearch",
+    "WriteToKafka",
     "WriteToSqlite",
 ]
 

@@ -1,6 +1,5 @@
 """Dead letters are kept whole: in files that appear at once, or as the messages they were."""
 
-import pickle
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,20 +11,19 @@ import pyarrow.parquet as pq
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from velocity.io.dead_letters import WriteDeadLettersToParquet, read_dead_letters
 from velocity.io.dead_letters_kafka import (
     CUT_TO,
-    DeadLettersUndelivered,
-    Outbox,
-    Record,
     WriteDeadLettersToKafka,
     kafka_records,
+    settle,
 )
 from velocity.io.kafka_config import KafkaConfig
+from velocity.io.kafka_producer import MessagesUndelivered, Outbox, Producers, Record, producing
 from velocity.io.records import DEAD_LETTERS, MESSAGES, Cause, Stage, dead_letters
 
 FAILED_AT = datetime(2026, 1, 2, 3, 4, 5, 678_000, tzinfo=UTC)
@@ -288,37 +286,25 @@ def test_a_value_larger_than_a_clients_default_is_kept_whole(brokers: str) -> No
 
 @pytest.mark.embedded
 def test_where_nobody_listens_the_bundle_fails_and_names_topic_and_remedy() -> None:
-    with pytest.raises(
-        Exception, match=r"1 dead letters did not reach topic dead: .*brokers are up"
-    ):
+    with pytest.raises(Exception, match=r"1 messages did not reach topic dead: .*brokers are up"):
         send("127.0.0.1:1", "dead", {"value": b"1"}, **{"delivery.timeout.ms": 100})
 
 
 class Broker:
-    """A producer whose broker refuses, in batches, what the test says."""
+    """A producer whose broker refuses, in batches, what exceeds a size."""
 
-    def __init__(self, largest: int, *, full: int = 0, error: int | None = None) -> None:
-        self.largest, self.full, self.error = largest, full, error
+    def __init__(self, largest: int) -> None:
+        self.largest = largest
         self.taken: list[bytes | None] = []
         self.batch: list[tuple[bytes | None, Any]] = []
 
     def produce(self, topic: str, *, value: bytes | None, on_delivery: Any, **_: Any) -> None:
-        if self.full:
-            self.full -= 1
-            raise BufferError("Local: Queue full")
-        if self.error is not None:
-            raise KafkaException(KafkaError(self.error))
         self.batch.append((value, on_delivery))
 
     def poll(self, timeout: float) -> int:
         return 0
 
-    def purge(self) -> None:
-        self.batch = []
-
     def flush(self, timeout: float) -> int:
-        if self.largest < 0:
-            return len(self.batch)
         batch, self.batch = self.batch, []
         small = sum(len(value or b"") for value, _ in batch) <= self.largest
         for value, on_delivery in batch:
@@ -328,12 +314,12 @@ class Broker:
         return 0
 
 
-def outbox(broker: Any) -> Outbox:
-    return Outbox(broker, "dead", DEADLINE)
+def outbox(broker: Broker) -> Outbox:
+    return Outbox(producing(KafkaConfig("b:1"), DEADLINE), DEADLINE, Producers(lambda _: broker))
 
 
 def record(value: bytes | None) -> Record:
-    return Record(None, value, ())
+    return Record(None, value, topic="dead")
 
 
 def test_what_was_refused_for_its_neighbours_is_sent_whole() -> None:
@@ -341,40 +327,15 @@ def test_what_was_refused_for_its_neighbours_is_sent_whole() -> None:
     box = outbox(broker)
     for value in (b"a" * 10, b"b" * 50_000, b"c" * 10):
         box.send(record(value))
-    assert box.settle() == 1
-    assert broker.taken == [b"a" * 10, b"b" * CUT_TO, b"c" * 10]
+    assert settle(box) == 1
+    assert broker.taken == [b"a" * 10, b"c" * 10, b"b" * CUT_TO]
 
 
 def test_a_record_too_large_even_when_cut_names_the_setting() -> None:
     box = outbox(Broker(largest=5))
     box.send(record(b"x" * 10))
-    with pytest.raises(DeadLettersUndelivered, match=r"max\.message\.bytes"):
-        box.settle()
-
-
-def test_a_full_queue_is_waited_for_once() -> None:
-    broker = Broker(largest=100, full=1)
-    box = outbox(broker)
-    box.send(record(b"1"))
-    box.settle()
-    assert broker.taken == [b"1"]
-    with pytest.raises(DeadLettersUndelivered, match="Queue full"):
-        outbox(Broker(largest=100, full=2)).send(record(b"1"))
-
-
-def test_what_is_not_delivered_in_time_fails_the_bundle_and_is_given_up() -> None:
-    broker = Broker(largest=-1)
-    box = outbox(broker)
-    box.send(record(b"1"))
-    with pytest.raises(DeadLettersUndelivered, match=r"1 dead letters .* not delivered in 0:00:20"):
-        box.settle()
-    assert broker.batch == []
-
-
-def test_what_the_producer_refuses_outright_fails_the_bundle() -> None:
-    refusing = Broker(largest=100, error=KafkaError._UNKNOWN_TOPIC)
-    with pytest.raises(DeadLettersUndelivered, match="topic dead"):
-        outbox(refusing).send(record(b"1"))
+    with pytest.raises(MessagesUndelivered, match=r"even when cut.*max\.message\.bytes"):
+        settle(box)
 
 
 @pytest.mark.parametrize(
@@ -397,8 +358,3 @@ def test_a_config_that_could_lose_dead_letters_is_refused(
 def test_a_deadline_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="more than zero"):
         WriteDeadLettersToKafka("dead", KafkaConfig("b:1"), job="pharmacy", deadline=timedelta())
-
-
-def test_its_error_crosses_a_worker() -> None:
-    error = DeadLettersUndelivered("timed out", "dead", 3)
-    assert str(pickle.loads(pickle.dumps(error))) == str(error)
