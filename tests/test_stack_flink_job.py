@@ -328,7 +328,7 @@ def test_a_killed_python_worker_and_a_killed_task_manager_lose_and_double_nothin
     until(lambda: cluster.flink.checkpoints(job).completed > 0)
     [worker] = cluster.workers()
     os.kill(worker, signal.SIGKILL)
-    until(lambda: cluster.flink.restarts(job) == 1)
+    until(lambda: cluster.flink.restarts(job) >= 1)
     until(lambda: cluster.flink.find(job).running)
     assert worker not in cluster.workers()
 
@@ -427,5 +427,4 @@ def test_a_job_brings_its_own_python_to_the_workers(
     os.kill(worker, signal.SIGKILL)  # the next one is staged too
     until(lambda: cluster.flink.restarts(job) == 1)
     until(lambda: cluster.flink.find(job).running)
-    [other] = cluster.workers()
-    assert other != worker
+    until(lambda: len(cluster.workers()) == 1 and worker not in cluster.workers())

@@ -2,6 +2,7 @@ package org.apache.beam.runners.flink.translation.wrappers.streaming;
 
 import java.lang.reflect.Field;
 import java.util.HashSet;
+import java.util.List;
 import java.util.Set;
 import org.apache.beam.runners.core.StateNamespace;
 import org.apache.beam.runners.core.TimerInternals;
@@ -30,8 +31,8 @@ public final class SdfOperators implements StateAndTimerBundleCheckpointHandler.
   }
 
   /**
-   * Sources that never shut down make the job one without end, so its operators are flushed only
-   * when it is drained; those of a bounded job are at its end, and still have all to read.
+   * Where sources never shut down (Beam's default with checkpoints) operators are flushed only when
+   * the job is drained. Else they may be at its end, and still have all to read.
    */
   @Override
   public boolean drains(TimerInternals timers) throws Exception {
@@ -40,12 +41,19 @@ public final class SdfOperators implements StateAndTimerBundleCheckpointHandler.
     }
     FlinkPipelineOptions options =
         operator(timers).serializedOptions.get().as(FlinkPipelineOptions.class);
-    return options.getShutdownSourcesAfterIdleMs() != 0;
+    return options.getShutdownSourcesAfterIdleMs() == Long.MAX_VALUE;
   }
 
   private static boolean isFlushed() {
+    String operator = DoFnOperator.class.getName();
+    String stage = ExecutableStageDoFnOperator.class.getName();
     return StackWalker.getInstance()
-        .walk(frames -> frames.anyMatch(frame -> frame.getMethodName().equals("flushData")));
+        .walk(
+            frames ->
+                frames.anyMatch(
+                    frame ->
+                        frame.getMethodName().equals("flushData")
+                            && List.of(operator, stage).contains(frame.getClassName())));
   }
 
   private static DoFnOperator<?, ?, ?> operator(TimerInternals timers) throws Exception {
