@@ -46,12 +46,18 @@ class Commands:
 
     def begin(self, *components: str) -> "subprocess.Popen[bytes]":
         """Starts ``up`` and returns once it has started a server."""
-        up = subprocess.Popen(
-            [*UP, *components], env=self.environ, stderr=subprocess.DEVNULL, start_new_session=True
-        )
+        with self.told.open("wb") as told:
+            up = subprocess.Popen(
+                [*UP, *components], env=self.environ, stderr=told, start_new_session=True
+            )
         until(lambda: bool(self.state.components))
         assert up.poll() is None
         return up
+
+    @property
+    def told(self) -> Path:
+        """What ``begin`` wrote to its standard error."""
+        return self.folder.with_name("up.stderr")
 
     @property
     def state(self) -> StackState:
@@ -255,7 +261,7 @@ def test_all_servers_listen_on_the_loopback_only(stack: Commands) -> None:
 def test_ctrl_c_during_up_leaves_nothing(stack: Commands) -> None:
     up = stack.begin("kafka", "flink")
     up.send_signal(signal.SIGINT)
-    assert up.wait(60) == 130
+    assert up.wait(60) == 130, stack.told.read_text()
     assert stack.running() == []
     assert stack.state == StackState()
 
@@ -263,7 +269,7 @@ def test_ctrl_c_during_up_leaves_nothing(stack: Commands) -> None:
 def test_sigterm_during_up_leaves_nothing(stack: Commands) -> None:
     up = stack.begin("flink")
     up.terminate()
-    assert up.wait(60) == 128 + signal.SIGTERM
+    assert up.wait(60) == 128 + signal.SIGTERM, stack.told.read_text()
     assert stack.running() == []
 
 
@@ -297,7 +303,7 @@ def test_an_interrupted_up_leaves_what_ran_before(stack: Commands) -> None:
     up = subprocess.Popen([*UP, "flink"], env=stack.environ, stderr=subprocess.DEVNULL)
     until(lambda: "flink" in stack.state.components)
     up.send_signal(signal.SIGINT)
-    assert up.wait(60) == 130
+    assert up.wait(60) == 130, stack.told.read_text()
     assert {process.id for process in stack.running()} == before
     assert set(stack.state.components) == {"kafka"}
 

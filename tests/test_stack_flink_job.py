@@ -222,7 +222,7 @@ class Case:
         except (FileNotFoundError, StoreUnusable):  # it is being made
             return {}
 
-    def await_all(self, seconds: float = 180) -> None:
+    def await_all(self, seconds: float = 400) -> None:
         """Returns when the documents are final, and equal the plain recomputation."""
         wanted = expected(load(self.path), simulate(self.scenario), directory(SEED))
         self.pace.release()
