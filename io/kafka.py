@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Any, Final, Literal
 
 import apache_beam as beam
@@ -21,7 +20,6 @@ from apache_beam.utils.timestamp import Duration, Timestamp
 from velocity.io.kafka_commits import COMMITS, Commits, Group
 from velocity.io.kafka_config import KafkaConfig
 from velocity.io.kafka_consumer import (
-    KafkaReadError,
     Messages,
     Offsets,
     offsets_to_read,
@@ -29,14 +27,7 @@ from velocity.io.kafka_consumer import (
     to_arrow,
 )
 from velocity.io.kafka_offsets import UNBOUNDED, OffsetRestrictions, Partition
-from velocity.io.kafka_partitions import (
-    Known,
-    Listing,
-    WatchPartitions,
-    is_pattern,
-    matching,
-    topics_of,
-)
+from velocity.io.kafka_partitions import is_pattern, matching, topics_of
 from velocity.io.kafka_readers import READERS, PartitionReader, Readers
 from velocity.io.records import Decoder, WithDeadLetters, counter, gauge
 from velocity.io.watermark import ForwardWatermarkProvider
@@ -44,9 +35,6 @@ from velocity.io.watermark import ForwardWatermarkProvider
 _POLL_EVERY: Final = Duration(micros=200_000)
 _MOST: Final = 1_000_000
 """Messages that a consumer gives at once."""
-
-_LATER_WITHIN: Final = 5.0
-"""Seconds for a broker to answer a listing that nobody waits for, but a checkpoint might."""
 
 _TRACKER: Final = beam.DoFn.RestrictionParam(OffsetRestrictions())
 _FINALIZER: Final = beam.DoFn.BundleFinalizerParam  # Beam passes it by its place, after the element
@@ -78,9 +66,7 @@ class ReadFromKafka(beam.PTransform):
     use the group. A bounded read commits nothing.
 
     A topic that begins with ``^`` is a regular expression that stands for all topics whose whole name
-    matches. A read without end looks for partitions that are new every ``discover_every``, and reads
-    them from their earliest offset. What happens in a partition is taken to happen after it was
-    made: older events may be late.
+    matches when reading starts.
 
     A bundle ends after ``bundle_size`` messages (give or take a batch), after ``bundle_time``, or
     when there is nothing to read. Counters: ``read_messages``, ``read_bytes``, ``decoded_rows``; and
@@ -103,7 +89,6 @@ class ReadFromKafka(beam.PTransform):
     bundle_time: timedelta = timedelta(seconds=2)
     bundle_size: int = 50_000
     group: str | None = None
-    discover_every: timedelta = timedelta(seconds=10)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -128,7 +113,6 @@ class ReadFromKafka(beam.PTransform):
         for name, time in (
             ("idle_after", self.idle_after),
             ("bundle_time", self.bundle_time),
-            ("discover_every", self.discover_every),
         ):
             if time <= timedelta():
                 raise ValueError(f"{name} must be more than 0, not {time}")
@@ -158,7 +142,7 @@ class ReadFromKafka(beam.PTransform):
         outputs = (
             pbegin
             | "Start" >> beam.Create([None], reshuffle=False)
-            | "List partitions" >> self._list_partitions()
+            | "List partitions" >> beam.ParDo(_ListPartitions(self))
             | "Spread partitions" >> beam.Reshuffle()
             | "Read"
             >> beam.ParDo(read)
@@ -166,12 +150,6 @@ class ReadFromKafka(beam.PTransform):
             .with_outputs("dead_letters", main="rows")
         )
         return WithDeadLetters(*outputs) if self.decoder else outputs.rows
-
-    def _list_partitions(self) -> Any:
-        if self.stop is not None:
-            return beam.ParDo(_ListPartitions(self))
-        every, disorder = self.discover_every.total_seconds(), self.disorder.total_seconds()
-        return beam.ParDo(WatchPartitions(partial(_listed, self), every, disorder))
 
 
 class _ListPartitions(beam.DoFn):
@@ -191,26 +169,6 @@ def _first(read: ReadFromKafka) -> Iterator[Partition]:
             yield from offsets_to_read(consumer, read.config, topic, read.start, read.stop)
     finally:
         consumer.close()
-
-
-def _listed(read: ReadFromKafka, known: Known | None) -> Listing:
-    """What is new is read whole. One topic that can't be read hides no other."""
-    if known is None:
-        return Listing(list(_first(read)), {})
-    found: list[Partition] = []
-    unread: dict[str, str] = {}
-    consumer = open_consumer(read.config, read.group)
-    try:
-        for topic in topics_of(consumer, read.config, read.topics, _LATER_WITHIN):
-            try:
-                found += offsets_to_read(
-                    consumer, read.config, topic, "earliest", None, _LATER_WITHIN, known
-                )
-            except KafkaReadError as error:
-                unread[topic] = str(error)
-    finally:
-        consumer.close()
-    return Listing(found, unread)
 
 
 class _Read(beam.DoFn):

@@ -1,6 +1,6 @@
 """Consumers: positions in a cluster, and its messages as Arrow batches."""
 
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -66,9 +66,8 @@ def offsets_to_read(
     start: str | datetime | Offsets,
     stop: str | datetime | Offsets | None,
     answer_within: float = 30.0,
-    known: Container[tuple[str, int]] = (),
 ) -> Iterator[Partition]:
-    """A topic's partitions that are not known, with the offsets between two positions as of now.
+    """A topic's partitions, each with the offsets between two positions as they are now.
 
     A stop past the end is the end: what is bounded does not wait for messages to come. Raises
     ``KafkaReadError`` for a topic, partition or start that the brokers don't have, and if one
@@ -83,8 +82,6 @@ def offsets_to_read(
                     f"it has {len(numbers)}, from 0"
                 )
     for number in numbers:
-        if (topic, number) in known:
-            continue
         with _answers(config, f"find the offsets of topic {topic!r} partition {number}"):
             at = TopicPartition(topic, number)
             low, high = consumer.get_watermark_offsets(at, timeout=answer_within)

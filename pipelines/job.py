@@ -155,7 +155,7 @@ class KafkaSource(Model):
     topics: list[str] = Field(
         min_length=1,
         description="Names of topics; one that begins with `^` is a regular expression, and stands "
-        "for all whose whole name it matches, also those that come later.",
+        "for all whose whole name it matches when the job starts.",
     )
     start: Literal["earliest", "latest", "committed"] | AwareDatetime = Field(
         "earliest",

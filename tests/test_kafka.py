@@ -580,7 +580,6 @@ def test_a_bounded_read_never_follows_the_clock() -> None:
         ({"stop": {("claims", 0): 1}}, "stop names topic 'claims'"),
         ({"start": "committed"}, "name the group"),
         ({"group": ""}, "group is empty"),
-        ({"discover_every": timedelta()}, "discover_every"),
         ({"batch_size": 0}, "batch_size"),
         ({"batch_size": 1_000_001}, "batch_size"),
         ({"bundle_size": 0}, "bundle_size"),

@@ -7,23 +7,22 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient
-from confluent_kafka.cimpl import NewPartitions, NewTopic
+from confluent_kafka.cimpl import NewTopic
 
 from velocity.io.sqlite import StoreUnusable, read_documents
 from velocity.pipelines.directory import directory
 from velocity.pipelines.jobfile import load
 from velocity.pipelines.produce import produce
 from velocity.pipelines.recompute import differences
-from velocity.pipelines.simulator import Scenario, SimulatedMessage, simulate
+from velocity.pipelines.simulator import Scenario, simulate
 from velocity.runners.demo import JOB, expected
 from velocity.runners.embedded import DirectoryService
 from velocity.runners.flink_rest import Flink
@@ -187,14 +186,6 @@ class Case:
         finally:
             consumer.close()
 
-    def send(self, messages: Sequence[SimulatedMessage], where: Sequence[tuple[str, int]]) -> None:
-        """Sends messages at once, by turns to each of the topics and partitions."""
-        producer = Producer({"bootstrap.servers": self.kafka})
-        for message, (topic, partition) in zip(messages, cycle(where), strict=False):
-            at = message.timestamp_ms
-            producer.produce(topic, message.value, message.key, partition, timestamp=at)
-        assert producer.flush(60) == 0
-
     def produce(self, rate: float = 1_000) -> None:
         """Begins to send events, so many a second, until all that are left are wanted at once.
 
@@ -290,32 +281,6 @@ def test_a_drained_job_closes_its_windows_and_ends(cluster: Cluster, tmp_path: P
     assert stopped["resume"] is None
     assert cluster.flink.find(job).state == "FINISHED"
     case.await_all(0)
-
-
-def test_partitions_and_topics_that_come_while_a_job_runs_are_read(
-    cluster: Cluster, tmp_path: Path
-) -> None:
-    case = Case(cluster, tmp_path, 10_000)
-    first, later = f"{case.prefix}.pharmacy.events", f"{case.prefix}.pharmacy.more"
-    wanted = expected(load(case.path), simulate(case.scenario), directory(SEED))
-    text = case.path.read_text().replace("idle_after: 5s", "idle_after: 1h")
-    case.path.write_text(text.replace(f"[{first}]", f"['^{case.prefix}[.]pharmacy[.].*']"))
-    messages = list(simulate(case.scenario))
-    half = len(messages) // 2
-    case.send(messages[:half], [(first, partition) for partition in range(4)])
-    job = case.run()
-    until(lambda: cluster.counter(job, "read_messages") == half)
-
-    client = AdminClient({"bootstrap.servers": case.kafka})
-    for made in client.create_partitions([NewPartitions(first, 6)]).values():
-        made.result()
-    for made in client.create_topics([NewTopic(later, 2, 1)]).values():
-        made.result()
-    everywhere = [(first, partition) for partition in range(6)] + [(later, 0), (later, 1)]
-    case.send(messages[half:], everywhere)
-    until(lambda: cluster.counter(job, "read_messages") == len(messages))
-    cluster("stop", job, "--drain")
-    assert list(differences(wanted, case.documents())) == []
 
 
 @pytest.mark.parametrize("backend", ["hashmap", "rocksdb"])
