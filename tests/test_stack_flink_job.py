@@ -293,7 +293,7 @@ def test_a_killed_python_worker_and_a_killed_task_manager_lose_and_double_nothin
     until(lambda: cluster.flink.checkpoints(job).completed > 0)
     [worker] = cluster.workers()
     os.kill(worker, signal.SIGKILL)
-    until(lambda: cluster.flink.restarts(job) >= 1)
+    until(lambda: cluster.flink.restarts(job) == 1)
     until(lambda: cluster.flink.find(job).running)
     assert worker not in cluster.workers()
 
