@@ -1,7 +1,34 @@
 """What holds for all tests."""
 
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
+
+from velocity.runners.stack_state import read_state
 
 # A deadline would be a timed assertion: on a busy machine any example may be slow once.
 settings.register_profile("velocity", deadline=None)
 settings.load_profile("velocity")
+
+
+@pytest.fixture
+def real_kafka(tmp_path: Path) -> Iterator[str]:
+    """The address of a broker of the local stack, which ends with the test."""
+
+    def stack(*arguments: str) -> None:
+        command = [sys.executable, "-m", "velocity.runners.stack_cli", *arguments]
+        environment = {**os.environ, "VELOCITY_STATE": str(tmp_path)}
+        subprocess.run(command, env=environment, check=True)
+
+    try:
+        stack("up", "kafka")
+        address = read_state(tmp_path).address("kafka")
+        assert address is not None
+        yield address
+    finally:
+        stack("down")

@@ -3,11 +3,8 @@
 import json
 import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
@@ -34,7 +31,6 @@ from velocity.io.kafka_producer import (
 from velocity.io.kafka_sink import WriteToKafka
 from velocity.io.records import MESSAGE, MESSAGES, TIMESTAMP, WithDeadLetters, messages
 from velocity.runners.embedded import EmbeddedKafka
-from velocity.runners.stack_state import read_state
 
 AT = datetime(2026, 1, 1, 0, 0, 0, 7_000, tzinfo=UTC)
 DEADLINE = timedelta(seconds=20)
@@ -424,30 +420,17 @@ def test_where_nobody_listens_the_bundle_fails_and_names_topic_and_remedy() -> N
 # -- A real broker --------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    def stack(*arguments: str) -> None:
-        command = [sys.executable, "-m", "velocity.runners.stack_cli", *arguments]
-        subprocess.run(command, env={**os.environ, "VELOCITY_STATE": str(tmp_path)}, check=True)
-
-    try:
-        stack("up", "kafka")
-        yield read_state(tmp_path).components["kafka"].addresses["kafka"]
-    finally:
-        stack("down")
-
-
 @pytest.mark.stack
-def test_what_a_topic_does_not_admit_costs_no_other_message(server: str) -> None:
+def test_what_a_topic_does_not_admit_costs_no_other_message(real_kafka: str) -> None:
     """A broker refuses the whole batch, and an idempotent producer has to go on after it."""
-    admin = AdminClient({"bootstrap.servers": server})
+    admin = AdminClient({"bootstrap.servers": real_kafka})
     topic = NewTopic("tight", 1, 1, config={"max.message.bytes": "2000"})
     admin.create_topics([topic])["tight"].result(60)
     large = os.urandom(5_000)
     small = [b"%d" % number for number in range(100)]
-    sink = WriteToKafka(KafkaConfig(server), "tight")
+    sink = WriteToKafka(KafkaConfig(real_kafka), "tight")
     counters = write(
         [messages([*small, large, *small])], sink, dead=[("too_large", "tight", large)]
     )
     assert counters["written_messages"] == 200
-    assert [message.value() for message in consume(server, "tight")] == sorted([*small, *small])
+    assert [message.value() for message in consume(real_kafka, "tight")] == sorted([*small, *small])

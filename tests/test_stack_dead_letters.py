@@ -1,11 +1,6 @@
 """What only a real broker keeps: of two replays one goes on, and what was given up is not seen."""
 
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 from confluent_kafka import Producer
@@ -17,31 +12,16 @@ from velocity.io.dead_letter_store import KafkaLetters, NotSent
 from velocity.io.dead_letters_kafka import kafka_records
 from velocity.io.kafka_config import KafkaConfig
 from velocity.io.records import Cause, Stage, dead_letters, messages
-from velocity.runners.stack_state import read_state
 
 pytestmark = pytest.mark.stack
 
 
-@pytest.fixture
-def kafka(tmp_path: Path) -> Iterator[str]:
-    def stack(*arguments: str) -> None:
-        command = [sys.executable, "-m", "velocity.runners.stack_cli", *arguments]
-        environment = {**os.environ, "VELOCITY_STATE": str(tmp_path)}
-        subprocess.run(command, env=environment, check=True, capture_output=True)
-
-    try:
-        stack("up", "kafka")
-        address = read_state(tmp_path).address("kafka")
-        assert address is not None
-        yield address
-    finally:
-        stack("down")
-
-
-def test_of_two_replays_the_later_sends_each_letter_once_and_the_earlier_none(kafka: str) -> None:
-    config = KafkaConfig(kafka)
+def test_of_two_replays_the_later_sends_each_letter_once_and_the_earlier_none(
+    real_kafka: str,
+) -> None:
+    config = KafkaConfig(real_kafka)
     topics = [NewTopic("orders", 1), NewTopic("dead", 1)]
-    admin = AdminClient({"bootstrap.servers": kafka})
+    admin = AdminClient({"bootstrap.servers": real_kafka})
     for created in admin.create_topics(topics).values():
         created.result(30)
     failed = dead_letters(
