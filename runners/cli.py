@@ -10,7 +10,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -29,6 +28,7 @@ from velocity.runners.dead_letters_cli import dead_letters_app
 from velocity.runners.flink import FlinkOptions
 from velocity.runners.jobs_cli import add_jobs_commands
 from velocity.runners.stack_cli import stack_app
+from velocity.runners.terminal import output, time_with_offset
 
 EXIT_CODES: Final = "Exit codes: 0 done · 1 a job is wrong, or failed · 2 wrong usage · 130 Ctrl-C"
 
@@ -197,10 +197,7 @@ def plan(
     job = jobfile.load(path)
     match format_:
         case Format.TEXT:
-            console = Console(highlight=False)
-            if not console.is_terminal:
-                console.width = 10_000  # whoever reads it breaks the lines
-            console.print(plans.tree(job))
+            output().print(plans.tree(job))
         case Format.MERMAID:
             print(plans.mermaid(job), end="")
         case Format.JSON:
@@ -247,7 +244,7 @@ def simulate(
     if rate is not None and not rate > 0:
         raise typer.BadParameter("a number above 0 is wanted", param_hint="--rate")
     chosen: dict[str, Any] = {"domains": tuple(domain)} if domain else {}
-    begin = _time(start, "--start")
+    begin = time_with_offset(start, "--start")
     try:
         scenario = Scenario(
             seed=seed,
@@ -284,16 +281,6 @@ def _injected(ctx: typer.Context, name: str, usual: Callable[..., Any]) -> Calla
     found = ctx.obj.get(name, usual) if isinstance(ctx.obj, Mapping) else usual
     assert callable(found)
     return found
-
-
-def _time(text: str, option: str) -> datetime:
-    with suppress(ValueError):
-        found = datetime.fromisoformat(text)
-        if found.tzinfo is not None:
-            return found
-    raise typer.BadParameter(
-        "a time with its offset is wanted, such as 2026-01-05T00:00:00Z", param_hint=option
-    )
 
 
 # -- what runs graphs: Beam is imported only now --------------------------------------------------
@@ -459,7 +446,7 @@ def run(
     if until == "now" or (until is None and runner in _BOUNDED_ONLY):
         stop = "latest"
     elif until is not None:
-        stop = _time(until, "--until")
+        stop = time_with_offset(until, "--until")
     flink = _flink_options(
         runner,
         master=flink_master,

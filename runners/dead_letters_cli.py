@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from velocity.pipelines import jobfile
+from velocity.runners.terminal import output, time_with_offset
 
 if TYPE_CHECKING:  # they bring Beam, which other commands can do without
     from velocity.io.dead_letter_store import Letter
@@ -35,25 +36,18 @@ dead_letters_app = typer.Typer(
 )
 
 
-def _time(text: str) -> datetime:
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        time = datetime.min
-    if time.tzinfo is None:
-        raise typer.BadParameter("a time with its offset is wanted, such as 2026-01-05T00:00:00Z")
-    return time
-
-
 JobPath = Annotated[Path, typer.Argument(metavar="JOB", help="A job file: docs/jobs.md.")]
 CauseOption = Annotated[list[str] | None, typer.Option(help="Of this cause; may be repeated.")]
 StageOption = Annotated[list[str] | None, typer.Option(help="Of this stage; may be repeated.")]
 Since = Annotated[
     datetime | None,
-    typer.Option(parser=_time, metavar="TIME", help="That failed then or later, RFC 3339."),
+    typer.Option(
+        parser=time_with_offset, metavar="TIME", help="That failed then or later, RFC 3339."
+    ),
 ]
 Until = Annotated[
-    datetime | None, typer.Option(parser=_time, metavar="TIME", help="That failed before then.")
+    datetime | None,
+    typer.Option(parser=time_with_offset, metavar="TIME", help="That failed before then."),
 ]
 Folder = Annotated[
     Path | None,
@@ -138,7 +132,7 @@ def list_(
         table.add_row(
             letter.id + again, letter.stage, letter.cause, _second(letter.failed_at), letter.error
         )
-    _print(table)
+    output(markup=False).print(table)
     if len(wanted) > len(shown):
         print(f"… and {len(wanted) - len(shown):,} more: --limit shows them.")
 
@@ -161,7 +155,7 @@ def show(
     else:
         _tell(problems)
         for letter in letters:
-            _print(_whole(letter))
+            output(markup=False).print(_whole(letter))
     if not letters:
         print(f"no dead letter {id_!r}: list shows the ids there are", file=sys.stderr)
         raise typer.Exit(1)
@@ -210,7 +204,7 @@ def stats(
         table.add_column(title, justify="right" if numeric else "left")
     for row in rows:
         table.add_row(*(f"{v:,}" if isinstance(v, int) else str(v) for v in row.values()))
-    _print(table)
+    output(markup=False).print(table)
 
 
 @dead_letters_app.command(
@@ -347,13 +341,6 @@ def _tell(problems: Sequence[str]) -> None:
 
 def _second(time: datetime) -> str:
     return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _print(table: Table) -> None:
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = 10_000  # whoever reads it breaks the lines
-    console.print(table)
 
 
 @contextmanager

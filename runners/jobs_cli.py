@@ -4,7 +4,6 @@ import json
 from typing import Annotated, Any, Final
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from velocity.runners.flink import LOCAL, FlinkOptions, target
@@ -13,6 +12,7 @@ from velocity.runners.flink_rest import Flink, FlinkJob
 from velocity.runners.flink_view import short
 from velocity.runners.stack_paths import state_folder
 from velocity.runners.stack_state import read_state
+from velocity.runners.terminal import output
 
 EXIT_CODES: Final = "Exit codes: 0 done · 1 Flink cannot, or has no such job · 2 wrong usage"
 
@@ -66,10 +66,7 @@ def jobs(
             f"{job.started:%Y-%m-%dT%H:%M:%SZ}",
             short(job.duration),
         )
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 10_000  # whoever reads it breaks the lines
-    console.print(table)
+    output().print(table)
 
 
 def stop(
