@@ -40,7 +40,7 @@ def origin_of(headers: Headers) -> Origin | None:
     (None, None)
     """
     match _last(headers, ORIGIN).split("/"):
-        case [topic, partition, offset] if topic and _is_number(partition) and _is_number(offset):
+        case [topic, partition, offset] if topic and is_number(partition) and is_number(offset):
             return Origin(topic, int(partition), int(offset))
     return None
 
@@ -52,7 +52,7 @@ def attempt_of(headers: Headers) -> int:
     (2, 1)
     """
     text = _last(headers, ATTEMPT)
-    return min(max(int(text), 1), _MOST) if _is_number(text) else 1
+    return min(max(int(text), 1), _MOST) if is_number(text) else 1
 
 
 def attempts(headers: pa.Array) -> pa.Array:
@@ -84,5 +84,6 @@ def _last(headers: Headers, name: str) -> str:
     return values[-1].decode(errors="replace") if values and values[-1] else ""
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether it is a whole number that is not negative, in as many digits as an int64 may have."""
     return text.isascii() and text.isdigit() and len(text) <= 19

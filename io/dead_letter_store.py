@@ -15,18 +15,14 @@ from typing import Any, Final, NamedTuple, Protocol
 from apache_beam.io.filesystems import FileSystems
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
-from velocity.io.copies import Origin, origin_of
+from velocity.io.copies import Origin, is_number, origin_of
 from velocity.io.dead_letters import checked_job, read_dead_letters
+from velocity.io.dead_letters_kafka import ENVELOPE, OURS
 from velocity.io.kafka_config import KafkaConfig
 from velocity.io.kafka_consumer import open_consumer
 from velocity.io.records import Cause, Stage
 
-_ENVELOPE: Final = "velocity."
-_NAMES: Final = (
-    *("job", "stage", "cause", "error", "topic", "partition", "offset"),
-    *("timestamp", "failed_at", "attempt", "value_bytes"),
-)
-_MARK: Final = f"{_ENVELOPE}replayed"
+_MARK: Final = f"{ENVELOPE}replayed"
 _WITHIN: Final = 30.0
 """Seconds for a broker to answer."""
 
@@ -96,17 +92,16 @@ class Letters(Protocol):
         """
 
 
-def collected(found: Iterable[Letter | str], replayed: Collection[str]) -> list[Letter]:
+def collected(found: Iterable[Letter], replayed: Collection[str]) -> list[Letter]:
     """Letters, each once: a bundle that ran again has left its own twice, and the last one counts.
 
     ``replayed`` are the ids of those to mark.
     """
     letters: dict[Any, Letter] = {}
     for letter in found:
-        if isinstance(letter, Letter):
-            # Of a document each rejection counts: it may have been another version.
-            once = letter.id if letter.origin else (letter.id, letter.failed_at, letter.value)
-            letters[once] = replace(letter, replayed=letter.id in replayed)
+        # Of a document each rejection counts: it may have been another version.
+        once = letter.id if letter.origin else (letter.id, letter.failed_at, letter.value)
+        letters[once] = replace(letter, replayed=letter.id in replayed)
     return sorted(letters.values(), key=lambda letter: letter.failed_at)
 
 
@@ -215,7 +210,7 @@ class KafkaLetters:
     @contextmanager
     def marking(self, ids: Collection[str], producer: Producer) -> Iterator[None]:
         for id_ in ids:
-            headers: Any = [(f"{_ENVELOPE}job", self.job.encode()), (_MARK, id_.encode())]
+            headers: Any = [(f"{ENVELOPE}job", self.job.encode()), (_MARK, id_.encode())]
             producer.produce(self.topic, key=id_, value=b"", headers=headers)
         yield
 
@@ -234,25 +229,25 @@ def letter_of(
     envelope = {
         name: (given or b"").decode(errors="replace")
         for name, given in headers
-        if name.startswith(_ENVELOPE)
+        if name.startswith(ENVELOPE)
     }
 
     def text(name: str) -> str:
         try:
-            return envelope[_ENVELOPE + name]
+            return envelope[ENVELOPE + name]
         except KeyError:
-            raise ValueError(f"header {_ENVELOPE}{name} is missing") from None
+            raise ValueError(f"header {ENVELOPE}{name} is missing") from None
 
     def read(name: str, convert: Any) -> Any:
         try:
             return convert(text(name))
         except ValueError as error:
-            if _ENVELOPE + name not in envelope:
+            if ENVELOPE + name not in envelope:
                 raise
-            raise ValueError(f"header {_ENVELOPE}{name} is wrong: {text(name)[:80]!r}") from error
+            raise ValueError(f"header {ENVELOPE}{name} is wrong: {text(name)[:80]!r}") from error
 
     def optional(name: str, convert: Any) -> Any:
-        return read(name, convert) if _ENVELOPE + name in envelope else None
+        return read(name, convert) if ENVELOPE + name in envelope else None
 
     return Letter(
         job=text("job"),
@@ -267,7 +262,7 @@ def letter_of(
         timestamp=optional("timestamp", _time),
         key=key,
         value=value,
-        headers=tuple(h for h in headers if h[0] not in {_ENVELOPE + name for name in _NAMES}),
+        headers=tuple(h for h in headers if h[0] not in OURS),
         whole=optional("value_bytes", _natural) is None,
     )
 
@@ -280,7 +275,7 @@ def _time(text: str) -> datetime:
 
 
 def _natural(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 19):
+    if not is_number(text):
         raise ValueError(f"{text} is no whole number")
     return int(text)
 

@@ -16,10 +16,10 @@ from velocity.io.records import DEAD_LETTERS, TIMESTAMP, counter, rfc3339
 CUT_TO: Final = 10_000
 """Bytes that are left of a value which the broker refused for its size."""
 
-_ENVELOPE: Final = "velocity."
-_SIZE: Final = f"{_ENVELOPE}value_bytes"
-_OURS: Final = {_SIZE} | {
-    _ENVELOPE + name
+ENVELOPE: Final = "velocity."
+SIZE: Final = f"{ENVELOPE}value_bytes"
+OURS: Final = {SIZE} | {
+    ENVELOPE + name
     for name in [
         "job",
         "stage",
@@ -68,8 +68,8 @@ def kafka_records(batch: pa.RecordBatch, job: str) -> Iterator[Record]:
             row["key"],
             row["value"],
             (
-                *((name, value) for name, value in own if name not in _OURS),
-                *((_ENVELOPE + n, str(v).encode()) for n, v in envelope.items() if v is not None),
+                *((name, value) for name, value in own if name not in OURS),
+                *((ENVELOPE + n, str(v).encode()) for n, v in envelope.items() if v is not None),
             ),
         )
 
@@ -149,5 +149,5 @@ def settle(outbox: Outbox) -> int:
 
 def _cut(record: Record) -> Record:
     value = record.value or b""
-    size = (_SIZE, str(len(value)).encode())
+    size = (SIZE, str(len(value)).encode())
     return replace(record, value=value[:CUT_TO], headers=(*record.headers, size))
