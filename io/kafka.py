@@ -27,8 +27,8 @@ from velocity.io.kafka_consumer import (
     to_arrow,
 )
 from velocity.io.kafka_offsets import UNBOUNDED, OffsetRestrictions, Partition
-from velocity.io.kafka_partitions import is_pattern, matching, topics_of
 from velocity.io.kafka_readers import READERS, PartitionReader, Readers
+from velocity.io.kafka_topics import is_pattern, matching, topics_of
 from velocity.io.records import Decoder, WithDeadLetters, counter, gauge
 from velocity.io.watermark import ForwardWatermarkProvider
 
@@ -57,9 +57,10 @@ class ReadFromKafka(beam.PTransform):
 
     ``start`` is ``"earliest"``, ``"latest"``, ``"committed"`` (what ``group`` has been told), a time,
     or offsets; partitions that are not named, or that the group knows nothing of, start at the
-    earliest. A runner that goes on from a checkpoint takes its own offsets. ``stop`` is None (never), ``"latest"`` (the end as it is when reading starts), a time
-    or offsets (exclusive; partitions not named stop at that end); what stops is bounded, and does
-    not wait for messages past that end. Times are compared with the broker's timestamps.
+    earliest. A runner that goes on from a checkpoint takes its own offsets. ``stop`` is None (never),
+    ``"latest"`` (the end as it is when reading starts), a time or offsets (exclusive; partitions not
+    named stop at that end); what stops is bounded, and does not wait for messages past that end.
+    Times are compared with the broker's timestamps.
 
     A read without end commits offsets to ``group``, where one is given, after the runner has made
     durable what was read up to them: tools that watch a group's lag show the truth. Nothing else must
@@ -110,10 +111,7 @@ class ReadFromKafka(beam.PTransform):
                 re.compile(topic)
             except re.error as error:
                 raise ValueError(f"topics: {topic!r} is no regular expression: {error}") from None
-        for name, time in (
-            ("idle_after", self.idle_after),
-            ("bundle_time", self.bundle_time),
-        ):
+        for name, time in (("idle_after", self.idle_after), ("bundle_time", self.bundle_time)):
             if time <= timedelta():
                 raise ValueError(f"{name} must be more than 0, not {time}")
         if not 1 <= self.batch_size <= _MOST:
@@ -159,16 +157,13 @@ class _ListPartitions(beam.DoFn):
         self._read = read
 
     def process(self, _: None) -> Iterator[Partition]:
-        yield from _first(self._read)
-
-
-def _first(read: ReadFromKafka) -> Iterator[Partition]:
-    consumer = open_consumer(read.config, read.group)
-    try:
-        for topic in topics_of(consumer, read.config, read.topics):
-            yield from offsets_to_read(consumer, read.config, topic, read.start, read.stop)
-    finally:
-        consumer.close()
+        read = self._read
+        consumer = open_consumer(read.config, read.group)
+        try:
+            for topic in topics_of(consumer, read.config, read.topics):
+                yield from offsets_to_read(consumer, read.config, topic, read.start, read.stop)
+        finally:
+            consumer.close()
 
 
 class _Read(beam.DoFn):

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from confluent_kafka import KafkaException
+
 _LOG: Final = logging.getLogger("velocity.kafka")
 _SERVERS: Final = "bootstrap.servers"
 
@@ -49,3 +51,10 @@ class KafkaConfig:
             **self.options,
             **{name.replace("_", "."): value for name, value in overrides.items()},
         }
+
+    def refusal(self, error: KafkaException) -> str:
+        """What is wrong with the options that librdkafka refuses; it quotes them, this does not."""
+        text: str = error.args[0].str()
+        for value in self.options.values():
+            text = text.replace(f'"{value}"', '"***"')
+        return f"{text}; correct KafkaConfig's options"

@@ -53,10 +53,7 @@ def open_consumer(
     try:
         return Consumer(settings)
     except KafkaException as error:
-        text = error.args[0].str()
-        for value in config.options.values():  # librdkafka quotes what it refuses
-            text = text.replace(f'"{value}"', '"***"')
-        raise KafkaReadError(f"{text}; correct KafkaConfig's options") from None
+        raise KafkaReadError(config.refusal(error)) from None
 
 
 def offsets_to_read(
@@ -82,7 +79,7 @@ def offsets_to_read(
                     f"it has {len(numbers)}, from 0"
                 )
     for number in numbers:
-        with _answers(config, f"find the offsets of topic {topic!r} partition {number}"):
+        with answering(config, f"find the offsets of topic {topic!r} partition {number}"):
             at = TopicPartition(topic, number)
             low, high = consumer.get_watermark_offsets(at, timeout=answer_within)
             first = _offset_of(consumer, at, start, low, high, low, answer_within)
@@ -101,7 +98,7 @@ def _partitions(
     consumer: Consumer, config: KafkaConfig, topic: str, answer_within: float
 ) -> list[int]:
     asking = f"list the partitions of topic {topic!r}"
-    with _answers(config, asking):
+    with answering(config, asking):
         metadata = consumer.list_topics(topic, timeout=answer_within).topics[topic]
     if metadata.error is None:
         return sorted(metadata.partitions)
@@ -116,7 +113,8 @@ def _partitions(
 
 
 @contextmanager
-def _answers(config: KafkaConfig, asking: str) -> Iterator[None]:
+def answering(config: KafkaConfig, asking: str) -> Iterator[None]:
+    """Within, an error of the brokers raises ``KafkaReadError`` that names what was asked."""
     try:
         yield
     except KafkaException as error:

@@ -113,10 +113,7 @@ def open_producer(config: KafkaConfig) -> Producer:
     try:
         return _Producer(config.client())
     except KafkaException as error:
-        text = error.args[0].str()
-        for value in config.options.values():  # librdkafka quotes what it refuses
-            text = text.replace(f'"{value}"', '"***"')
-        raise ValueError(f"{text}; correct KafkaConfig's options") from None
+        raise ValueError(config.refusal(error)) from None
 
 
 class Producers:

@@ -1,6 +1,6 @@
 """Laws of patterns: they stand for whole names of topics."""
 
-from velocity.io.kafka_partitions import matching
+from velocity.io.kafka_topics import matching
 
 
 def test_a_pattern_matches_whole_names() -> None:

@@ -3,10 +3,10 @@
 import re
 from collections.abc import Sequence
 
-from confluent_kafka import Consumer, KafkaException
+from confluent_kafka import Consumer
 
 from velocity.io.kafka_config import KafkaConfig
-from velocity.io.kafka_consumer import KafkaReadError
+from velocity.io.kafka_consumer import answering
 
 
 def is_pattern(topic: str) -> bool:
@@ -30,9 +30,7 @@ def matching(topics: Sequence[str], name: str) -> bool:
     )
 
 
-def topics_of(
-    consumer: Consumer, config: KafkaConfig, topics: Sequence[str], answer_within: float = 30.0
-) -> list[str]:
+def topics_of(consumer: Consumer, config: KafkaConfig, topics: Sequence[str]) -> list[str]:
     """Those that are named, and those that exist and match a pattern, each once.
 
     Kafka's own topics (``__consumer_offsets``) have to be named. Raises ``KafkaReadError`` if the
@@ -42,12 +40,7 @@ def topics_of(
     patterns = [topic for topic in topics if is_pattern(topic)]
     if not patterns:
         return named
-    try:
-        found = consumer.list_topics(timeout=answer_within).topics
-    except KafkaException as error:
-        raise KafkaReadError(
-            f"cannot list the topics at {config.bootstrap_servers}: {error.args[0].str()}; "
-            "is the broker up, and are the address and the credentials right?"
-        ) from None
+    with answering(config, "list the topics"):
+        found = consumer.list_topics(timeout=30.0).topics
     matched = [t for t in sorted(found) if matching(patterns, t) and not t.startswith("__")]
     return list(dict.fromkeys([*named, *matched]))
