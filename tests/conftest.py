@@ -1,6 +1,7 @@
 """What holds for all tests."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ from velocity.runners.stack_state import read_state
 # A deadline would be a timed assertion: on a busy machine any example may be slow once.
 settings.register_profile("velocity", deadline=None)
 settings.load_profile("velocity")
+
+# A shell that starts tests in the background has them ignore Ctrl-C, and so their children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
