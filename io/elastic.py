@@ -1,145 +1,57 @@
 """Documents into Elasticsearch: under ids of their own, and versions of which the greatest wins."""
 
 import json
-import re
-import string
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, Final
-from urllib.parse import urlsplit
+from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.timestamp import MIN_TIMESTAMP
-from elastic_transport.client_utils import DEFAULT
 from elasticsearch import Elasticsearch
 
 from velocity.io.documents import rejected, write_documents
 from velocity.io.elastic_bulk import Buffer, Bulks, Limits, Operation, Retry, send
+from velocity.io.elastic_connection import REQUEST_TIMEOUT, Connection
+from velocity.io.elastic_index import IndexPattern
 from velocity.io.records import Document, counter, now
 
-_REQUEST_TIMEOUT: Final = timedelta(seconds=30)
 
-
-@dataclass(frozen=True, slots=True)
-class Connection:
-    """Where Elasticsearch is and who asks; the secrets show in no ``repr``.
-
-    >>> Connection(("http://127.0.0.1:9200",), api_key="c2VjcmV0")
-    Connection(hosts=('http://127.0.0.1:9200',), ca_certs=None, \
-request_timeout=datetime.timedelta(seconds=30))
-    """
-
-    hosts: tuple[str, ...]
-    api_key: str | None = field(default=None, repr=False)
-    basic_auth: tuple[str, str] | None = field(default=None, repr=False)
-    ca_certs: str | None = None
-    request_timeout: timedelta = _REQUEST_TIMEOUT
-
-    def __post_init__(self) -> None:
-        if not self.hosts:
-            raise ValueError("hosts is empty: give URLs such as http://127.0.0.1:9200")
-        for host in self.hosts:
-            # No message repeats the URL: it may hold a password.
-            url = urlsplit(host)
-            if url.scheme not in ("http", "https") or not url.hostname:
-                raise ValueError("hosts: each is a URL such as https://elastic.internal:9200")
-            if url.username or url.password:
-                raise ValueError("hosts: give the user and password as basic_auth, not in the URL")
-        if self.api_key and self.basic_auth:
-            raise ValueError("api_key and basic_auth exclude each other: give one")
-        if self.request_timeout <= timedelta():
-            raise ValueError(f"request_timeout is {self.request_timeout}: give more than zero")
-
-    def open(self) -> Elasticsearch:
-        """A client that leaves every retry to us; it connects when first used."""
-        return Elasticsearch(
-            list(self.hosts),
-            api_key=self.api_key,
-            basic_auth=self.basic_auth,
-            ca_certs=self.ca_certs or DEFAULT,
-            max_retries=0,
-        )
-
-
-_ILLEGAL: Final = re.compile(r'[\\/*?"<>| ,#:A-Z]')
-_DIRECTIVE: Final = re.compile(r"%(.?)")
-_DATES: Final = frozenset("YmdHGVj")
-
-
-@dataclass(frozen=True, slots=True)
-class IndexPattern:
-    """The name of a document's index: ``{window_start:%Y.%m}`` (UTC), ``{job}`` and ``{metric}``.
-
-    What ``{job}`` and ``{metric}`` stand for is put in lower case, as index names must be.
-    Source of the rules: Elasticsearch's create index API, "Path parameters".
-
-    >>> pattern = IndexPattern("velocity-{job}-{window_start:%Y.%m}")
-    >>> pattern.name(Document("Pharmacy", "m", 1_767_225_600_000, 0, {}, {}, 1, "late", "1"))
-    'velocity-pharmacy-2026.01'
-    """
-
-    pattern: str
-
-    def __post_init__(self) -> None:
-        try:
-            fields = list(string.Formatter().parse(self.pattern))
-        except ValueError as error:
-            raise ValueError(f"index {self.pattern!r}: {error}") from error
-        for _, name, spec, conversion in fields:
-            if name is None:
-                continue
-            if name not in ("window_start", "job", "metric") or conversion:
-                raise self._wrong(f"{{{name}}} is not one of {{window_start}}, {{job}}, {{metric}}")
-            if name != "window_start" and spec:
-                raise self._wrong(f"{{{name}}} takes no format")
-            given = set(_DIRECTIVE.findall(spec or ""))
-            if name == "window_start" and ("{" in (spec or "") or not given or given - _DATES):
-                raise self._wrong("give {window_start} a format of %Y %m %d %H %G %V %j")
-        sample = self.name(Document("job", "metric", 0, 0, {}, {}, 1, "late", "id"))
-        if _ILLEGAL.search(self.pattern.format(window_start=_Epoch(), job="", metric="")):
-            raise self._wrong('use lower case and none of \\ / * ? " < > | , # : or space')
-        if sample[:1] in ("", "-", "_", "+", ".") or len(sample.encode()) > 255:
-            raise self._wrong("begin with a letter or digit, and keep to 255 bytes")
-
-    def _wrong(self, remedy: str) -> ValueError:
-        return ValueError(f"index {self.pattern!r}: {remedy}")
-
-    def name(self, document: Document) -> str:
-        start = datetime.fromtimestamp(document.window_start // 1000, UTC)
-        job, metric = document.job.lower(), document.metric.lower()
-        return self.pattern.format(window_start=start, job=job, metric=metric)
-
-
-class _Epoch:
-    def __format__(self, spec: str) -> str:
-        return datetime.fromtimestamp(0, UTC).strftime(spec)
-
-
-def operation(document: Document, pattern: IndexPattern, written_at: datetime) -> Operation:
+def operation(
+    document: Document, pattern: IndexPattern, written_at: datetime, *, create_only: bool = False
+) -> Operation:
     """Encodes a document. NaN and infinity are left for Elasticsearch to reject.
 
+    A data stream takes documents that are new (``create_only``), and no versions.
+
+    >>> from datetime import UTC
     >>> d = Document("orders", "m", 0, 60_000, {}, {"n": 2}, 2, "late", "id-1")
     >>> operation(d, IndexPattern("{job}"), datetime(2026, 1, 1, tzinfo=UTC)).action
     b'{"index":{"_index":"orders","_id":"id-1","version":5,"version_type":"external"}}'
     """
     index = pattern.name(document)
-    action = {
-        "_index": index,
-        "_id": document.id,
-        "version": document.version,
-        "version_type": "external",
-    }
-    return Operation(
-        index,
-        document.id,
-        document.version,
-        _json({"index": action}),
-        _json(document.body(written_at)),
-    )
+    action = {"_index": index, "_id": document.id}
+    if create_only:
+        line = _json({"create": action})
+    else:
+        line = _json({"index": action | _external(document.version)})
+    return Operation(index, document.id, document.version, line, _json(document.body(written_at)))
+
+
+def deletion(index: str, id_: str, version: int) -> Operation:
+    """Takes a document away, unless a version as great or greater is there.
+
+    >>> deletion("orders", "id-1", 7).lines
+    (b'{"delete":{"_index":"orders","_id":"id-1","version":7,"version_type":"external"}}',)
+    """
+    action = {"_index": index, "_id": id_} | _external(version)
+    return Operation(index, id_, version, _json({"delete": action}), None)
+
+
+def _external(version: int) -> dict[str, Any]:
+    return {"version": version, "version_type": "external"}
 
 
 def _json(value: Any) -> bytes:
@@ -151,7 +63,10 @@ class WriteToElasticsearch(beam.PTransform):
 
     Takes a PCollection of ``Document`` or a ``WithDeadLetters`` of it, and gives a PCollection of
     dead-letter batches: those that came with it, and the documents that Elasticsearch rejects.
-    ``index`` is an ``IndexPattern``; see ``Connection``, ``Limits`` and ``Retry`` for the rest.
+    ``hosts`` may be a ``Connection``, which says all of it; ``index`` is an ``IndexPattern``; see
+    ``Limits`` and ``Retry`` for the rest.
+    ``create_only`` writes each id once, which is all that a data stream takes: use it for documents
+    that are never corrected.
 
     Counts ``documents_written``; ``documents_stale``, a success: a newer or equal version was
     there, or followed in the same bulk; ``bulk_calls``; and ``sink_retries``, the calls among
@@ -166,24 +81,31 @@ class WriteToElasticsearch(beam.PTransform):
 
     def __init__(
         self,
-        hosts: str | Sequence[str],
+        hosts: str | Sequence[str] | Connection,
         index: str,
         *,
         api_key: str | None = None,
         basic_auth: tuple[str, str] | None = None,
         ca_certs: str | None = None,
-        request_timeout: timedelta = _REQUEST_TIMEOUT,
+        request_timeout: timedelta = REQUEST_TIMEOUT,
+        create_only: bool = False,
         limits: Limits | None = None,
         retry: Retry | None = None,
         now: Callable[[], datetime] = now,
     ) -> None:
         super().__init__()
-        hosts = (hosts,) if isinstance(hosts, str) else tuple(hosts)
-        connection = Connection(hosts, api_key, basic_auth, ca_certs, request_timeout)
-        pattern = IndexPattern(index)
-        self._sink = _ToElasticsearch(
-            connection, pattern, limits or Limits(), retry or Retry(), now
-        )
+        if isinstance(hosts, Connection):
+            connection = hosts
+        else:
+            connection = Connection(
+                (hosts,) if isinstance(hosts, str) else tuple(hosts),
+                api_key=api_key,
+                basic_auth=basic_auth,
+                ca_certs=ca_certs,
+                request_timeout=request_timeout,
+            )
+        encode = partial(operation, pattern=IndexPattern(index), create_only=create_only)
+        self._sink = _ToElasticsearch(connection, encode, limits or Limits(), retry or Retry(), now)
 
     def expand(self, documents: Any) -> beam.PCollection:
         return write_documents(documents, self._sink)
@@ -193,12 +115,12 @@ class _ToElasticsearch(beam.DoFn):
     def __init__(
         self,
         connection: Connection,
-        index: IndexPattern,
+        encode: Callable[..., Operation],
         limits: Limits,
         retry: Retry,
         now: Callable[[], datetime],
     ) -> None:
-        self._connection, self._index = connection, index
+        self._connection, self._encode = connection, encode
         self._limits, self._retry, self._now = limits, retry, now
         self._client: Elasticsearch | None = None
 
@@ -217,7 +139,8 @@ class _ToElasticsearch(beam.DoFn):
         self, document: Document, timestamp: Any = beam.DoFn.TimestampParam
     ) -> Iterator[pa.RecordBatch]:
         self._timestamp = timestamp
-        yield from self._write(self._buffer.add(operation(document, self._index, self._now())))
+        operation = self._encode(document, written_at=self._now())
+        yield from self._write(self._buffer.add(operation))
 
     def finish_bundle(self) -> Iterator[Any]:
         counter("documents_stale").inc(self._buffer.superseded)

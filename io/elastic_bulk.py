@@ -29,37 +29,43 @@ class Limits:
     documents: int = 1_000
     size: int = 5_000_000
     """Bytes of the request's body."""
+    age: timedelta = timedelta(seconds=5)
+    """How long its first document may wait for further ones of its bundle."""
 
     def __post_init__(self) -> None:
-        if self.documents < 1 or self.size < 1:
-            raise ValueError(f"{self}: give at least 1 of each")
+        if self.documents < 1 or self.size < 1 or self.age <= timedelta():
+            raise ValueError(f"{self}: give at least 1 of each, and an age")
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One document of a bulk, encoded."""
+    """One document of a bulk, encoded, or its deletion."""
 
     index: str
     id: str
     version: int
     action: bytes
-    """The line of ``_bulk`` that says where the document goes."""
-    source: bytes
-    """The line after it: the document."""
+    """The line of ``_bulk`` that says what is done to which document."""
+    source: bytes | None
+    """The line after it: the document. A deletion has none."""
+
+    @property
+    def lines(self) -> tuple[bytes, ...]:
+        return (self.action,) if self.source is None else (self.action, self.source)
 
     @property
     def size(self) -> int:
         """Bytes in the request's body."""
-        return len(self.action) + len(self.source) + 2
+        return sum(len(line) + 1 for line in self.lines)
 
 
 class Buffer:
     """The bulk that is being filled: of several versions of one document only the greatest."""
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limits, self._clock = limits, clock
         self._operations: dict[tuple[str, str], Operation] = {}
-        self._size = 0
+        self._size, self._began = 0, 0.0
         self.superseded = 0
         """Documents left out since the bulk was begun."""
 
@@ -72,11 +78,19 @@ class Buffer:
             if old.version >= new.version:
                 return []
             self._size -= self._operations.pop(key).size
-        full = len(self._operations) >= self._limits.documents
-        bulk = self.take() if full or self._size + new.size > self._limits.size else []
+        bulk = self.take() if self._is_full(new) else []
+        if not self._operations:
+            self._began = self._clock()
         self._operations[key] = new
         self._size += new.size
         return bulk
+
+    def _is_full(self, new: Operation) -> bool:
+        return (
+            len(self._operations) >= self._limits.documents
+            or self._size + new.size > self._limits.size
+            or self._clock() - self._began >= self._limits.age.total_seconds()
+        )
 
     def take(self) -> list[Operation]:
         """The bulk so far, which may be empty; another is begun."""
@@ -104,6 +118,15 @@ class Retry:
         if not timedelta() < self.initial <= self.longest <= self.deadline:
             raise ValueError(f"{self}: needs 0 < initial <= longest <= deadline")
 
+    @classmethod
+    def lasting(cls, deadline: timedelta) -> "Retry":
+        """With the usual waits, or shorter ones if the deadline is sooner.
+
+        >>> Retry.lasting(timedelta(seconds=1)).longest
+        datetime.timedelta(seconds=1)
+        """
+        return cls(min(cls().initial, deadline), min(cls().longest, deadline), deadline)
+
     def delay(self, failures: int, jitter: float) -> float:
         """Seconds to wait after so many failures in a row; ``jitter`` is random in [0, 1).
 
@@ -116,7 +139,7 @@ class Retry:
 
 def send(client: Elasticsearch, operations: Sequence[Operation], timeout: float) -> Answer:
     """One ``_bulk`` call; every error of the network or the server is an answer too."""
-    lines: list[Any] = [line for o in operations for line in (o.action, o.source)]
+    lines: list[Any] = [line for o in operations for line in o.lines]
     try:
         response = client.options(request_timeout=timeout).bulk(
             operations=lines,
@@ -126,7 +149,8 @@ def send(client: Elasticsearch, operations: Sequence[Operation], timeout: float)
         return Answer(Fate.FAIL, (), error.message)
     except ApiError as error:
         status = error.meta.status
-        return Answer(judge_request(status), (), f"HTTP {status}: {error_in(error.body)}")
+        told = f"HTTP {status}: {error_in(error.body)}"
+        return Answer(judge_request(status, error.body), (), told)
     except (TransportError, SerializationError) as error:
         return Answer(judge_request(0), (), str(error))
     body = response.body if isinstance(response.body, dict) else {}
@@ -238,4 +262,4 @@ class Bulks:
 
 
 def _rejection(operation: Operation, error: str) -> Rejection:
-    return Rejection(operation.index, operation.id, operation.source, error)
+    return Rejection(operation.index, operation.id, operation.source or b"", error)

@@ -16,6 +16,9 @@ from velocity.io.dead_letter_store import KafkaLetters, Letters, ParquetLetters
 from velocity.io.dead_letters import WriteDeadLettersToParquet
 from velocity.io.dead_letters_kafka import WriteDeadLettersToKafka
 from velocity.io.elastic import WriteToElasticsearch
+from velocity.io.elastic_bulk import Limits, Retry
+from velocity.io.elastic_connection import Connection
+from velocity.io.elastic_index import IndexPattern
 from velocity.io.kafka import ReadFromKafka
 from velocity.io.kafka_config import KafkaConfig
 from velocity.io.kafka_consumer import Offsets
@@ -136,22 +139,47 @@ class Graph:
         """By name."""
         sinks: dict[str, beam.PTransform] = {}
         if spec := self.job.sinks.elasticsearch:
-            place = ("sinks", "elasticsearch")
-            user = self._optional(spec.username, *place, "username")
-            password = self._optional(spec.password, *place, "password")
-            with _at(*place):
+            connection, pattern = self.elasticsearch, self.index
+            with _at("sinks", "elasticsearch"):
                 sinks["elasticsearch"] = WriteToElasticsearch(
-                    [url.strip() for url in self._text(spec.url, *place, "url").split(",")],
-                    self._text(spec.index, *place, "index"),
-                    api_key=self._optional(spec.api_key, *place, "api_key"),
-                    basic_auth=(user, password) if user and password else None,
-                    ca_certs=self._optional(spec.ca_certs, *place, "ca_certs"),
+                    connection,
+                    pattern.pattern,
+                    create_only=spec.data_stream,
+                    limits=Limits(spec.bulk.documents, spec.bulk.bytes, spec.bulk.age),
+                    retry=Retry.lasting(spec.retry_for),
                 )
         if self.job.sinks.sqlite:
             path = self._text(self.job.sinks.sqlite.path, "sinks", "sqlite", "path")
             with _at("sinks", "sqlite"):
                 sinks["sqlite"] = WriteToSqlite(path)
         return sinks
+
+    @cached_property
+    def elasticsearch(self) -> Connection:
+        """Of a job that has this sink."""
+        spec, place = self.job.sinks.elasticsearch, ("sinks", "elasticsearch")
+        assert spec is not None
+        url = self._optional(spec.url, *place, "url")
+        user = self._optional(spec.username, *place, "username")
+        password = self._optional(spec.password, *place, "password")
+        with _at(*place):
+            return Connection(
+                tuple(host.strip() for host in url.split(",")) if url is not None else (),
+                cloud_id=self._optional(spec.cloud_id, *place, "cloud_id"),
+                api_key=self._optional(spec.api_key, *place, "api_key"),
+                basic_auth=(user, password) if user and password else None,
+                ca_certs=self._optional(spec.ca_certs, *place, "ca_certs"),
+                fingerprint=self._optional(spec.fingerprint, *place, "fingerprint"),
+            )
+
+    @cached_property
+    def index(self) -> IndexPattern:
+        """Of a job that has Elasticsearch as its sink."""
+        spec, place = self.job.sinks.elasticsearch, ("sinks", "elasticsearch")
+        assert spec is not None
+        pattern = self._text(spec.index, *place, "index")
+        with _at(*place):
+            return IndexPattern(pattern)
 
     @cached_property
     def dead_letters(self) -> beam.PTransform:

@@ -317,10 +317,23 @@ class MetricSpec(Model):
     )
 
 
+class BulkSpec(Model):
+    """When the documents of a bundle are sent: at the first of these, and at its end."""
+
+    documents: int = Field(1_000, ge=1, description="So many, at most.")
+    bytes: int = Field(5_000_000, ge=1, description="So large, unless one alone is larger.")
+    age: Duration = Field(
+        timedelta(seconds=5), description="So long after the first of them, at the latest."
+    )
+
+
 class ElasticsearchSink(Model):
     """Documents into Elasticsearch 8 or 9."""
 
-    url: str = Field(description="`http://HOST:PORT`, several with commas between.")
+    url: str | None = Field(None, description="`http://HOST:PORT`, several with commas between.")
+    cloud_id: str | None = Field(
+        None, description="Of a deployment of Elastic Cloud; instead of `url`."
+    )
     index: str = Field(
         description="Name of the index; may hold `{window_start:%Y.%m}`, `{job}` and `{metric}`."
     )
@@ -330,6 +343,48 @@ class ElasticsearchSink(Model):
     ca_certs: str | None = Field(
         None, description="File with the certificate of the authority that signed the server's."
     )
+    fingerprint: str | None = Field(
+        None,
+        description="SHA-256 of the server's certificate, or of one that signed it, in "
+        "hexadecimal; instead of `ca_certs`.",
+    )
+    data_stream: bool = Field(
+        False,
+        description="Whether `index` names data streams. They take a document once and no "
+        "correction, so no metric may have `early` or `lateness`.",
+    )
+    alias: str | None = Field(
+        "velocity-{job}", description="Under which all of the job is read; null for none."
+    )
+    settings: dict[str, str | int | float | bool] = Field(
+        default_factory=dict,
+        description="Of new indices, as Elasticsearch names them: `number_of_replicas: 2`.",
+    )
+    retention: Duration | None = Field(
+        None, description="For how long a window is kept, at least; then its index is deleted."
+    )
+    ilm_policy: str | None = Field(
+        None, description="A policy of yours that rules new indices; instead of `retention`."
+    )
+    setup: Literal["at_start", "by_command"] = Field(
+        "at_start",
+        description="Who makes templates, alias and policy: each run as it starts, or only "
+        "`velocity setup`.",
+    )
+    bulk: BulkSpec = Field(default_factory=BulkSpec)
+    retry_for: Duration = Field(
+        timedelta(seconds=60),
+        description="How long a bulk that fails is tried before its bundle fails, and the runner "
+        "tries that again.",
+    )
+
+    @model_validator(mode="after")
+    def _one_server(self) -> "ElasticsearchSink":
+        if (self.url is None) == (self.cloud_id is None):
+            raise ValueError("give exactly one of url and cloud_id")
+        if self.ca_certs is not None and self.fingerprint is not None:
+            raise ValueError("give ca_certs or fingerprint, not both")
+        return self
 
     @model_validator(mode="after")
     def _one_identity(self) -> "ElasticsearchSink":
@@ -337,6 +392,21 @@ class ElasticsearchSink(Model):
             raise ValueError("username and password go together")
         if self.api_key is not None and self.username is not None:
             raise ValueError("give api_key, or username and password, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _one_end(self) -> "ElasticsearchSink":
+        if self.retention is None:
+            return self
+        if self.ilm_policy is not None:
+            raise ValueError("give retention or ilm_policy, not both")
+        if self.retention < timedelta(hours=1):
+            raise ValueError("retention: an hour or more is wanted")
+        if not self.data_stream and "{window_start" not in self.index:
+            raise ValueError(
+                "retention deletes whole indices: put a time such as {window_start:%Y.%m} into "
+                "index, or set data_stream"
+            )
         return self
 
 
@@ -410,6 +480,18 @@ class Job(Model):
                         "duplicate_name",
                         "{key}: the name {name} is given twice",
                         {"key": key, "name": name, "place": (key, i, "name")},
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _data_streams_take_no_corrections(self) -> "Job":
+        if self.sinks.elasticsearch and self.sinks.elasticsearch.data_stream:
+            for i, metric in enumerate(self.metrics):
+                if metric.emit.early is not None or metric.emit.lateness:
+                    raise PydanticCustomError(
+                        "corrected_in_data_stream",
+                        "{name}",
+                        {"name": metric.name, "place": ("metrics", i, "emit")},
                     )
         return self
 

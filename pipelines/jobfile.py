@@ -402,6 +402,11 @@ def _sentence(detail: ErrorDetails, context: Mapping[str, Any]) -> str:
             return f"the name {context['name']} is given twice"
         case "ambiguous_column":
             return f"differs from {context['first']} by case only, which SQL can't tell apart"
+        case "corrected_in_data_stream":
+            return (
+                "a data stream takes no correction: leave out early and lateness, or "
+                "sinks.elasticsearch.data_stream"
+            )
         case "string_pattern_mismatch":
             return _PATTERNS[context["pattern"]]
         case "too_short" | "string_too_short":

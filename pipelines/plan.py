@@ -149,7 +149,8 @@ def _window(spec: WindowSpec) -> str:
 def _sinks(job: Job, metrics: tuple[str, ...]) -> Iterator[Step]:
     if spec := job.sinks.elasticsearch:
         user = "api key" if spec.api_key else "user and password" if spec.username else ""
-        details = {"url": _without_user(spec.url), "index": spec.index}
+        where = {"url": _without_user(spec.url)} if spec.url else {"cloud id": spec.cloud_id or ""}
+        details = where | {"index": spec.index}
         if user:
             details["identity"] = user
         yield Step("elasticsearch", "sink", details, metrics)

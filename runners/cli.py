@@ -25,6 +25,7 @@ from typer.core import TyperGroup
 from velocity.pipelines import jobfile
 from velocity.pipelines.job import Job, parse_duration
 from velocity.runners.dead_letters_cli import dead_letters_app
+from velocity.runners.elastic_cli import add_elastic_commands
 from velocity.runners.flink import FlinkOptions
 from velocity.runners.jobs_cli import add_jobs_commands
 from velocity.runners.stack_cli import stack_app
@@ -76,6 +77,7 @@ app = typer.Typer(
 app.add_typer(stack_app, name="stack")
 app.add_typer(dead_letters_app, name="dead-letters")
 add_jobs_commands(app)
+add_elastic_commands(app)
 
 
 def main() -> None:

@@ -15,9 +15,11 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from velocity.io.elastic_setup import apply
 from velocity.io.kafka_readers import PartitionReader
 from velocity.pipelines.graph import Graph, Until
 from velocity.pipelines.job import DeadLetterSpec, Job, Sinks, SqliteSink
+from velocity.pipelines.templates import setup_of
 from velocity.runners.flink import LOCAL, FlinkOptions, pipeline_options, target, unique_name
 from velocity.runners.flink_errors import JobFailed, root_cause
 from velocity.runners.flink_submit import quiet, serving, submit
@@ -75,6 +77,7 @@ def run_job(
     console = console or Console(stderr=True)
     graph = Graph(redirect(job, sqlite=sqlite, dead_letters=dead_letters))
     flink = flink or FlinkOptions()
+    _set_up(graph, console)
     if runner == "flink" and flink.master != LOCAL:
         return _on_cluster(graph, flink, options, until, command, console)
     if runner == "flink":
@@ -83,6 +86,20 @@ def run_job(
         counters = run(graph, options_for(runner, options), until, console)
     console.print(summary(counters))
     return 0
+
+
+def _set_up(graph: Graph, console: Console) -> None:
+    """Brings Elasticsearch up to date with the job, unless others do; tells what it has changed."""
+    sink = graph.job.sinks.elasticsearch
+    if sink is None or sink.setup != "at_start":
+        return
+    with console.status(f"{graph.job.job}: setting up Elasticsearch"):
+        wanted = setup_of(graph)
+        with graph.elasticsearch.open() as client:
+            changes = list(apply(client, wanted))
+    for change in changes:
+        if change.state != "unchanged":
+            console.print(f"Elasticsearch: {change}", highlight=False, soft_wrap=True, markup=False)
 
 
 def run(

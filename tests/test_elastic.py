@@ -1,5 +1,6 @@
 """The Elasticsearch sink: whatever fails, each document is written, stale or a dead letter."""
 
+import base64
 import json
 import pickle
 import random
@@ -19,9 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from velocity.io.documents import Rejection, rejected
-from velocity.io.elastic import Connection, IndexPattern, WriteToElasticsearch, operation
+from velocity.io.elastic import WriteToElasticsearch, deletion, operation
 from velocity.io.elastic_answers import Answer, Fate, Verdict, judge, judge_request
 from velocity.io.elastic_bulk import Buffer, Bulks, DocumentsUnwritten, Limits, Operation, Retry
+from velocity.io.elastic_connection import Connection
+from velocity.io.elastic_index import IndexPattern
 from velocity.io.records import Document, WithDeadLetters
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -59,6 +62,22 @@ NO_INDEX = """{"index": {"status": 404, "error": {"type": "index_not_found_excep
     "reason": "no such index [t] and [action.auto_create_index] is [false]"}}}"""
 NOT_ALLOWED = """{"index": {"status": 403, "error": {"type": "security_exception",
     "reason": "action [indices:data/write/bulk[s]] is unauthorized for user [velocity]"}}}"""
+CLOSED = """{"index": {"_index": "t", "_id": "1", "status": 400, "error": {
+    "type": "index_closed_exception", "reason": "closed", "index_uuid": "y62", "index": "t"}}}"""
+NO_ROOM = """{"index": {"status": 400, "error": {"type": "validation_exception", "reason":
+    "Validation Failed: 1: this action would add [2] shards, but this cluster currently has
+    [1000]/[1000] maximum normal shards open;"}}}""".replace("\n", " ")
+IMMENSE = """{"index": {"status": 400, "error": {"type": "illegal_argument_exception", "reason":
+    "Document contains at least one immense term in field=\\"dimensions.city\\""}}}""".replace(
+    "\n", " "
+)
+CREATED_TWICE = """{"create": {"status": 409, "error": {
+    "type": "version_conflict_engine_exception",
+    "reason": "[1]: version conflict, document already exists (current version [1])"}}}"""
+DELETED = """{"delete": {"_index": "t", "_id": "1", "_version": 7, "result": "deleted",
+    "status": 200}}"""
+NOT_THERE = """{"delete": {"_index": "t", "_id": "1", "_version": 7, "result": "not_found",
+    "status": 404}}"""
 OTHER_CONFLICT = """{"index": {"status": 409, "error": {"type": "some_other_exception",
     "reason": "not about versions"}}}"""
 
@@ -75,8 +94,14 @@ OTHER_CONFLICT = """{"index": {"status": 409, "error": {"type": "some_other_exce
         (WRITE_BLOCK, Verdict.RETRY, "cluster_block_exception: index [t]"),
         (NO_SHARD, Verdict.RETRY, "unavailable_shards_exception: [t][0]"),
         (MAPPING, Verdict.REJECTED, "document_parsing_exception: [1:7] failed to parse field [n]"),
-        (NO_INDEX, Verdict.REJECTED, "index_not_found_exception: no such index"),
-        (NOT_ALLOWED, Verdict.REJECTED, "security_exception: action"),
+        (IMMENSE, Verdict.REJECTED, "illegal_argument_exception: Document contains"),
+        (NO_INDEX, Verdict.RETRY, "index_not_found_exception: no such index"),
+        (NOT_ALLOWED, Verdict.RETRY, "security_exception: action"),
+        (CLOSED, Verdict.RETRY, "index_closed_exception: closed"),
+        (NO_ROOM, Verdict.RETRY, "validation_exception: Validation Failed"),
+        (CREATED_TWICE, Verdict.STALE, "version_conflict_engine_exception: [1]"),
+        (DELETED, Verdict.WRITTEN, ""),
+        (NOT_THERE, Verdict.WRITTEN, ""),
         (OTHER_CONFLICT, Verdict.REJECTED, "some_other_exception: not about versions"),
         ('{"index": {"status": 500, "error": "plain words"}}', Verdict.RETRY, "plain words"),
     ],
@@ -98,6 +123,21 @@ def test_each_document_is_judged_by_its_own_answer(item: str, verdict: Verdict, 
 )
 def test_a_request_fares_by_its_status(statuses: list[int], fate: Fate) -> None:
     assert {judge_request(status) for status in statuses} == {fate}
+
+
+@pytest.mark.parametrize(
+    ("status", "type_", "fate"),
+    [
+        (403, "cluster_block_exception", Fate.RETRY),
+        (429, "circuit_breaking_exception", Fate.RETRY),
+        (400, "action_request_validation_exception", Fate.SPLIT),
+        (400, "media_type_header_exception", Fate.FAIL),  # else each document would be rejected
+        (403, "security_exception", Fate.FAIL),
+    ],
+)
+def test_a_request_that_is_refused_fares_by_the_reason(status: int, type_: str, fate: Fate) -> None:
+    body = {"error": {"type": type_, "reason": "as it says"}, "status": status}
+    assert judge_request(status, body) is fate
 
 
 # -- configuration --------------------------------------------------------------------------------
@@ -154,6 +194,13 @@ def test_secrets_show_nowhere() -> None:
         ({"hosts": ("http://velocity:hush@127.0.0.1:9200",)}, "basic_auth"),
         ({"hosts": ("http://h",), "api_key": "hush", "basic_auth": ("u", "hush")}, "give one"),
         ({"hosts": ("http://h",), "request_timeout": timedelta()}, "more than zero"),
+        ({"hosts": ("http://h",), "cloud_id": "mine:aCRlcyRr"}, "or else a cloud_id"),
+        ({"cloud_id": "mine"}, "copy it whole"),
+        ({"cloud_id": "mine:bm9uZQ=="}, "copy it whole"),
+        ({"hosts": ("https://h",), "fingerprint": "ab:cd"}, "64 hexadecimal digits"),
+        ({"hosts": ("https://h",), "fingerprint": "a" * 64, "ca_certs": "ca.crt"}, "give one"),
+        ({"hosts": ("https://h", "http://i"), "fingerprint": "a" * 64}, "for https"),
+        ({"hosts": ("http://h",), "ca_certs": "ca.crt"}, "for https"),
     ],
 )
 def test_a_connection_that_cannot_be_is_refused_with_its_remedy(
@@ -164,10 +211,18 @@ def test_a_connection_that_cannot_be_is_refused_with_its_remedy(
     assert "hush" not in str(refusal.value)
 
 
+def test_a_cloud_id_stands_for_its_deployments_address() -> None:
+    encoded = base64.b64encode(b"eu.example.com:9243$abc123$def456").decode()
+    with Connection(cloud_id=f"production:{encoded}", api_key="a2V5").open() as client:
+        [node] = client.transport.node_pool.all()
+        assert node.base_url == "https://abc123.eu.example.com:9243"
+
+
 @pytest.mark.parametrize(
     "make",
     [
         lambda: Limits(documents=0),
+        lambda: Limits(age=timedelta()),
         lambda: Limits(size=0),
         lambda: Retry(initial=timedelta()),
         lambda: Retry(longest=timedelta(hours=1)),
@@ -189,7 +244,7 @@ def test_limits_and_retries_that_cannot_be_are_refused(make: Callable[[], Any]) 
 def test_a_bulk_keeps_its_limits_and_the_greatest_version_of_each_document(
     added: list[tuple[str, int, int]], documents: int, size: int
 ) -> None:
-    buffer = Buffer(Limits(documents, size))
+    buffer = Buffer(Limits(documents, size), clock=lambda: 0)
     operations = [op(id, events, pad="x" * pad) for id, events, pad in added]
     bulks = [buffer.add(each) for each in operations]
     for before, new in zip(bulks, operations, strict=True):
@@ -211,9 +266,29 @@ def test_a_version_that_is_superseded_takes_no_room() -> None:
     assert [buffer.add(op(id, n)) for id, n in [("a", 1), ("a", 2), ("a", 3), ("b", 1)]] == [[]] * 4
 
 
+def test_a_bulk_is_sent_once_its_first_document_has_waited_long_enough() -> None:
+    time = [0.0]
+    buffer = Buffer(Limits(age=timedelta(seconds=5)), clock=lambda: time[0])
+    taken = []
+    for at, id in [(100, "a"), (102, "b"), (104.9, "c"), (105, "d"), (109.9, "e"), (110, "f")]:
+        time[0] = at
+        taken.append("".join(o.id for o in buffer.add(op(id))))
+    assert taken == ["", "", "", "abc", "", "de"]
+
+
+def test_of_a_document_and_its_deletion_the_greater_version_is_sent() -> None:
+    for events, kept in [(1, None), (9, op("a", 9).source)]:
+        buffer = Buffer(Limits())
+        buffer.add(deletion("orders", "a", 7))
+        buffer.add(op("a", events))
+        assert [operation.source for operation in buffer.take()] == [kept]
+
+
 def test_the_size_of_a_bulk_is_that_of_its_body() -> None:
     each = op("1")
-    assert each.size == len(each.action + b"\n" + each.source + b"\n")
+    assert each.size == len(each.action + b"\n" + (each.source or b"") + b"\n")
+    gone = deletion("orders", "1", 7)
+    assert gone.size == len(gone.action + b"\n")
 
 
 # -- retries, without a network -------------------------------------------------------------------
@@ -262,7 +337,7 @@ class Store:
         return Answer(Fate.READ, items, "")
 
     def _item(self, o: Operation) -> Mapping[str, Any]:
-        if b"unmappable" in o.source:
+        if b"unmappable" in (o.source or b""):
             return json.loads(MAPPING)  # type: ignore[no-any-return]
         if self.documents.get(o.id, -1) >= o.version:
             return json.loads(CONFLICT)  # type: ignore[no-any-return]
@@ -336,7 +411,7 @@ def test_whatever_fails_the_greatest_version_stays_and_each_document_is_booked_o
     outcomes = [bulks.write(bulk) for bulk in sent]
     booked = sum(o.written + o.stale + len(o.rejected) for o in outcomes)
     assert booked + buffer.superseded == len(operations)
-    good = [o for o in operations if o.id != "poison" and b"unmappable" not in o.source]
+    good = [o for o in operations if o.id != "poison" and b"unmappable" not in (o.source or b"")]
     lost = {r.id for o in outcomes for r in o.rejected}
     for id in {o.id for o in good} - lost:
         assert store.documents[id] == max(o.version for o in good if o.id == id)
@@ -518,7 +593,7 @@ def test_rejected_documents_become_dead_letters_and_the_others_are_written(serve
     error = json.loads(MAPPING)["index"]["error"]
     index, long = "velocity-job-2026.01", "x" * 600
     dead = [
-        ("rejected", index, b"2", f"{error['type']}: {error['reason']}"),
+        ("rejected", index, b"2", f'{error["type"]}: {error["reason"]}; For input string: "x"'),
         (
             "rejected",
             index,

@@ -60,7 +60,7 @@ class WindowedMetrics(beam.PTransform):
         super().__init__()
         self._job = job
         self._clock = clock
-        self._reduction = PreAggregation(schema, event_time, metrics)
+        self.reduction = PreAggregation(schema, event_time, metrics)
         self._windowings: dict[tuple[Any, ...], list[Metric]] = {}
         for metric in metrics:
             windowing = (metric.window, metric.early, metric.lateness)
@@ -70,7 +70,7 @@ class WindowedMetrics(beam.PTransform):
         rows = main_of(pvalueish)
         tags = {w: f"windowing_{i}" for i, w in enumerate(self._windowings)}
         tag_of = {m.name: tags[w] for w, metrics in self._windowings.items() for m in metrics}
-        step = beam.ParDo(_PreAggregate(self._reduction, tag_of, self._clock)).with_output_types(
+        step = beam.ParDo(_PreAggregate(self.reduction, tag_of, self._clock)).with_output_types(
             Any,
             dead_letters=pa.RecordBatch,
             **dict.fromkeys(tags.values(), KV[bytes, Any]),  # the key's coder must be exact
@@ -89,7 +89,7 @@ class WindowedMetrics(beam.PTransform):
     def _windowed(
         self, window: Any, early: timedelta | None, lateness: timedelta
     ) -> beam.PTransform:
-        document = _ToDocument(self._job, self._reduction)
+        document = _ToDocument(self._job, self.reduction)
         return _Windowed(window, early, lateness, document)
 
 

@@ -96,10 +96,13 @@ class PreAggregation:
             for metric in metrics
         }
         self._expressions = _expressions(schema, metrics, self._calls)
-        self._columns = {c.name: c.type for c in [*schema, *self._expressions.schema]}
+        self.columns: Mapping[str, pa.DataType] = {
+            c.name: c.type for c in [*schema, *self._expressions.schema]
+        }
+        """Types of the rows' columns, and of all that is computed from them."""
         self.aggregates: Mapping[str, Sequence[Aggregate]] = {
             metric.name: [
-                _about(metric, call.aggregate, self._columns.get(call.expression or "", pa.bool_()))
+                _about(metric, call.aggregate, self.columns.get(call.expression or "", pa.bool_()))
                 for call in self._calls[metric.name]
             ]
             for metric in metrics
@@ -110,17 +113,17 @@ class PreAggregation:
 
     def _check(self, metric: Metric) -> None:
         for column in metric.by:
-            if column not in self._columns:
+            if column not in self.columns:
                 raise MetricError(f"metric {metric.name}, by: unknown column {column}")
-            if pa.types.is_floating(self._columns[column]):
+            if pa.types.is_floating(self.columns[column]):
                 raise MetricError(
                     f"metric {metric.name}, by: {column} is a double, which makes no key; "
                     "derive a column that rounds it or casts it to text"
                 )
-        if metric.where and not pa.types.is_boolean(self._columns[metric.where]):
+        if metric.where and not pa.types.is_boolean(self.columns[metric.where]):
             raise MetricError(
                 f"metric {metric.name}, where: a condition is wanted; {metric.where} is of type "
-                f"{self._columns[metric.where]}"
+                f"{self.columns[metric.where]}"
             )
 
     def reduce(self, rows: pa.RecordBatch) -> Reduction:

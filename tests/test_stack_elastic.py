@@ -1,0 +1,454 @@
+"""Real Elasticsearch, 8.19 and 9: set up from a job, written to, in trouble, and read by an alias."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from elasticsearch import Elasticsearch
+
+from velocity.io.elastic import deletion, operation
+from velocity.io.elastic_alias import rollback, swap
+from velocity.io.elastic_answers import Verdict, judge
+from velocity.io.elastic_bulk import Bulks, DocumentsUnwritten, Operation, Retry, send
+from velocity.io.elastic_connection import Connection
+from velocity.io.elastic_index import IndexPattern
+from velocity.io.elastic_setup import SetupError, apply
+from velocity.io.records import Document
+from velocity.pipelines.graph import Graph
+from velocity.pipelines.job import Job
+from velocity.pipelines.jobfile import parse
+from velocity.pipelines.templates import into, setup_of
+from velocity.runners.stack_java import installed_jdks
+from velocity.runners.stack_state import read_state
+
+pytestmark = pytest.mark.stack
+
+JOB = """\
+job: NAME
+source: {kafka: {bootstrap_servers: h:1, topics: [t]}, event_time: at}
+fields: {at: timestamp, city: string, open: bool, code: int64, amount: int64, fee: double}
+metrics:
+  - name: orders
+    by: [city, open, code]
+    window: {fixed: 1m}
+    values: {n: count(), total: sum(amount), fees: sum(fee), last: max(at), city: min(city)}
+sinks: {elasticsearch: {url: "URL", index: "NAME-{window_start:%Y.%m}"}}
+dead_letters: {parquet: d}
+"""
+JANUARY, FEBRUARY = 1_767_225_600_000, 1_769_904_000_000
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module", params=[9, 8])
+def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    if request.param == 9 and not any(jdk.feature >= 21 for jdk in installed_jdks()):
+        pytest.skip("Elasticsearch 9 needs a JDK 21 or later")
+    folder = tmp_path_factory.mktemp("elasticsearch")
+
+    def stack(*arguments: str) -> None:
+        command = [sys.executable, "-m", "velocity.runners.stack_cli", *arguments]
+        subprocess.run(command, env={**os.environ, "VELOCITY_STATE": str(folder)}, check=True)
+
+    try:
+        stack("up", "elasticsearch", "--elasticsearch", str(request.param))
+        found = read_state(folder).address("elasticsearch")
+        assert found is not None
+        yield found
+    finally:
+        stack("down")
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[Elasticsearch]:
+    with Connection((url,)).open() as client:
+        yield client
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    """Of a test's own job, index and templates."""
+    return f"t{abs(hash(request.node.name)) % 10**9}"
+
+
+@pytest.fixture
+def job(url: str, name: str) -> Job:
+    return parse(JOB.replace("NAME", name).replace("URL", url).encode(), "job.yaml").job
+
+
+def changed(job: Job, **sink: Any) -> Job:
+    made = job.model_dump()
+    made["sinks"]["elasticsearch"] |= sink
+    return Job.model_validate(made)
+
+
+def with_values(job: Job, **values: str) -> Job:
+    made = job.model_dump()
+    made["metrics"][0]["values"] = values
+    return Job.model_validate(made)
+
+
+def states(client: Elasticsearch, job: Job, prefix: str = "") -> list[str]:
+    return [str(each) for each in apply(client, setup_of(Graph(job, {}), prefix))]
+
+
+def doc(id: str, start: int = JANUARY, events: int = 1, **values: Any) -> Document:
+    city = {"city": "Solo", "open": True, "code": 7}
+    return Document("j", "orders", start, start + 60_000, city, values, events, "late", id)
+
+
+def op(job: Job, document: Document, **options: Any) -> Operation:
+    return operation(document, Graph(job, {}).index, NOW, **options)
+
+
+def answers(client: Elasticsearch, *operations: Operation) -> list[tuple[Verdict, str]]:
+    answer = send(client, operations, 60)
+    assert answer.error == ""
+    return [judge(item) for item in answer.items]
+
+
+def verdicts(client: Elasticsearch, *operations: Operation) -> list[Verdict]:
+    return [verdict for verdict, _ in answers(client, *operations)]
+
+
+def found(client: Elasticsearch, index: str, **query: Any) -> list[str]:
+    client.indices.refresh(index=index)
+    hits = client.search(index=index, **query)["hits"]["hits"]
+    return sorted(hit["_id"] for hit in hits)
+
+
+# -- set up ---------------------------------------------------------------------------------------
+
+
+def test_the_second_set_up_changes_nothing(client: Elasticsearch, job: Job, name: str) -> None:
+    job = changed(job, settings={"number_of_replicas": 0, "refresh_interval": "5s"})
+    first = states(client, job)
+    assert [line.split()[0] for line in first] == ["created"] * 4
+    second = states(client, job)
+    assert [line.split()[0] for line in second[:3]] == ["unchanged"] * 3
+    assert verdicts(client, op(job, doc("1", n=1))) == [Verdict.WRITTEN]
+    third = states(client, job)
+    assert {line.split()[0] for line in third} == {"unchanged"}
+    assert third[-2:] == [f"unchanged  index {name}-2026.01", f"unchanged  alias velocity-{name}"]
+
+
+def test_documents_are_found_and_counted_by_the_fields_of_the_job(
+    client: Elasticsearch, job: Job, name: str
+) -> None:
+    states(client, job)
+    values: dict[str, Any] = {
+        "n": 2,
+        "total": 2**60 + 1,
+        "fees": 0.5,
+        "last": "2026-01-01T00:00:30.000Z",
+    }
+    written = op(job, doc("1", **values, city="x" * 40_000, made_up={"a": {"b": 1}}))
+    assert verdicts(client, written) == [Verdict.WRITTEN]
+    alias = f"velocity-{name}"
+    for field, value in {
+        "dimensions.city": "Solo",
+        "dimensions.open": True,
+        "dimensions.code": 7,
+        "values.total": 2**60 + 1,
+        "values.last": "2026-01-01T00:00:30Z",
+        "pane": "late",
+    }.items():
+        assert found(client, alias, query={"term": {field: value}}) == ["1"], field
+    assert found(client, alias, query={"exists": {"field": "values.made_up"}}) == []
+    mapping = client.indices.get_mapping(index=f"{name}-2026.01")[f"{name}-2026.01"]["mappings"]
+    assert "made_up" not in mapping["properties"]["values"]["properties"]
+    total = client.search(index=alias, size=0, aggs={"fees": {"sum": {"field": "values.fees"}}})[
+        "aggregations"
+    ]["fees"]["value"]
+    assert total == 0.5
+
+
+def test_what_a_job_adds_is_added_to_the_indices_that_are_there(
+    client: Elasticsearch, job: Job, name: str
+) -> None:
+    states(client, job)
+    verdicts(client, op(job, doc("1", n=1)))
+    lines = states(client, with_values(job, n="count()", cities="distinct(city)"))
+    assert f"changed    index {name}-2026.01: fields added" in lines
+    assert f"changed    component template velocity-{name}@mappings" in lines
+    verdicts(client, op(job, doc("2", cities=3)))
+    assert found(client, f"velocity-{name}", query={"term": {"values.cities": 3}}) == ["2"]
+
+
+def test_an_index_that_does_not_fit_is_named_and_nothing_is_changed(
+    client: Elasticsearch, job: Job, name: str
+) -> None:
+    before = verdicts(client, op(job, doc("1", n=1, total="twelve")))  # as its fields were guessed
+    assert before == [Verdict.WRITTEN]
+    with pytest.raises(SetupError) as refusal:
+        states(client, job)
+    told = str(refusal.value)
+    assert f"{name}-2026.01: values.total is text there, and long in the job" in told
+    assert f"{name}-2026.01: dimensions.city is text there, and keyword in the job" in told
+    assert "--into PREFIX" in told
+    assert not client.indices.exists_index_template(name=f"velocity-{name}")
+
+
+def test_the_users_own_component_goes_before_ours(
+    client: Elasticsearch, job: Job, name: str
+) -> None:
+    client.cluster.put_component_template(
+        name=f"velocity-{name}@custom",
+        template={"mappings": {"properties": {"values": {"properties": {"n": {"type": "float"}}}}}},
+    )
+    states(client, job)
+    verdicts(client, op(job, doc("1", n=1)))
+    index = f"{name}-2026.01"
+    mapping = client.indices.get_mapping(index=index)[index]["mappings"]["properties"]
+    assert mapping["values"]["properties"]["n"]["type"] == "float"
+    assert mapping["values"]["properties"]["total"]["type"] == "long"
+    assert {line.split()[0] for line in states(client, job)} == {"unchanged"}
+
+
+def test_a_second_job_for_the_same_names_is_refused(
+    client: Elasticsearch, job: Job, name: str
+) -> None:
+    states(client, job)
+    other = job.model_copy(update={"job": f"{name}b"})
+    with pytest.raises(SetupError, match=r"begin sinks.elasticsearch.index in another way"):
+        states(client, other)
+
+
+def test_without_lifecycle_management_the_rest_is_set_up_and_a_note_says_so(
+    client: Elasticsearch, job: Job, name: str
+) -> None:
+    lines = states(client, changed(job, retention=timedelta(days=90)))
+    assert lines[0].startswith(f"note       lifecycle policy velocity-{name}: this server has no")
+    assert [line.split()[0] for line in lines[1:]] == ["created"] * 4
+    assert verdicts(client, op(job, doc("1", n=1))) == [Verdict.WRITTEN]
+
+
+def test_an_alias_that_is_an_index_is_refused(client: Elasticsearch, job: Job, name: str) -> None:
+    client.indices.create(index=f"taken-{name}")
+    with pytest.raises(SetupError, match=r"alias: taken-.* is the name of an index"):
+        states(client, changed(job, alias=f"taken-{name}"))
+
+
+# -- answers to documents -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("trouble", "cure", "kind"),
+    [
+        (
+            lambda client, index: client.indices.close(index=index),
+            lambda client, index: client.indices.open(index=index),
+            "index_closed_exception",
+        ),
+        *(
+            (
+                lambda client, index, block=block: client.indices.put_settings(
+                    index=index, settings={f"index.blocks.{block}": True}
+                ),
+                lambda client, index, block=block: client.indices.put_settings(
+                    index=index, settings={f"index.blocks.{block}": None}
+                ),
+                "cluster_block_exception",
+            )
+            for block in ("write", "read_only", "read_only_allow_delete")
+        ),
+    ],
+    ids=["closed", "write", "read_only", "read_only_allow_delete"],
+)
+def test_an_index_that_is_shut_is_waited_for_and_takes_the_document_once_it_is_open(
+    client: Elasticsearch, job: Job, name: str, trouble: Any, cure: Any, kind: str
+) -> None:
+    states(client, job)
+    index = f"{name}-2026.01"
+    verdicts(client, op(job, doc("1", n=1)))
+    trouble(client, index)
+    [(verdict, error), (elsewhere, _)] = answers(
+        client, op(job, doc("1", events=2, n=2)), op(job, doc("2", FEBRUARY, n=2))
+    )
+    assert (verdict, elsewhere) == (Verdict.RETRY, Verdict.WRITTEN)
+    assert error.startswith(kind)
+
+    slept: list[float] = []
+
+    def mend(seconds: float) -> None:
+        slept.append(seconds)
+        cure(client, index)
+
+    def write(sleep: Callable[[float], None], retry: Retry) -> Any:
+        bulks = Bulks(
+            lambda operations, timeout: send(client, operations, timeout),
+            retry,
+            timedelta(seconds=60),
+            sleep,
+            lambda: 0.001,
+        )
+        return bulks.write([op(job, doc("1", events=3, n=3))])
+
+    with pytest.raises(DocumentsUnwritten, match=kind):
+        write(lambda _: None, Retry.lasting(timedelta(milliseconds=1)))
+    outcome = write(mend, Retry.lasting(timedelta(minutes=5)))
+    assert (outcome.written, len(slept)) == (1, 1)
+    assert client.get(index=index, id="1")["_source"]["values"] == {"n": 3}
+
+
+def test_what_can_never_be_stored_is_rejected_alone_with_the_reason(
+    client: Elasticsearch, job: Job
+) -> None:
+    states(client, job)
+    told = answers(
+        client,
+        op(job, doc("1", n="many")),
+        op(job, doc("2", total=2**63)),
+        op(job, doc("3", n=3)),
+        op(job, doc("4", fees=float("nan"))),
+    )
+    assert [verdict for verdict, _ in told] == [
+        Verdict.REJECTED,
+        Verdict.REJECTED,
+        Verdict.WRITTEN,
+        Verdict.REJECTED,
+    ]
+    assert told[0][1].startswith("document_parsing_exception: ")
+    assert "values.n" in told[0][1]
+    assert "values.total" in told[1][1]
+
+
+def test_a_cluster_that_takes_no_further_index_is_waited_for(
+    client: Elasticsearch, job: Job
+) -> None:
+    states(client, job)
+    client.cluster.put_settings(persistent={"cluster.max_shards_per_node": 1})
+    try:
+        [(verdict, error)] = answers(client, op(job, doc("1", n=1)))
+        assert (verdict, error.split(":")[0]) == (Verdict.RETRY, "validation_exception")
+    finally:
+        client.cluster.put_settings(persistent={"cluster.max_shards_per_node": None})
+    assert verdicts(client, op(job, doc("1", n=1))) == [Verdict.WRITTEN]
+
+
+def test_a_cluster_that_makes_no_index_by_itself_is_waited_for(
+    client: Elasticsearch, job: Job
+) -> None:
+    client.cluster.put_settings(persistent={"action.auto_create_index": "false"})
+    try:
+        [(verdict, error)] = answers(client, op(job, doc("1", n=1)))
+        assert (verdict, error.split(":")[0]) == (Verdict.RETRY, "index_not_found_exception")
+    finally:
+        client.cluster.put_settings(persistent={"action.auto_create_index": None})
+
+
+def test_the_greatest_version_stays_and_a_deletion_is_a_version_too(
+    client: Elasticsearch, job: Job, name: str
+) -> None:
+    states(client, job)
+    index = f"{name}-2026.01"
+    written, stale = Verdict.WRITTEN, Verdict.STALE
+    assert verdicts(client, op(job, doc("1", events=2, n=2))) == [written]
+    assert verdicts(client, op(job, doc("1", events=2, n=9))) == [stale]
+    assert verdicts(client, deletion(index, "1", 4)) == [stale]
+    assert verdicts(client, deletion(index, "1", 7), deletion(index, "2", 7)) == [written, written]
+    assert verdicts(client, op(job, doc("1", events=2, n=2))) == [stale]  # it stays away
+    assert found(client, index) == []
+    assert verdicts(client, op(job, doc("1", events=4, n=4))) == [written]
+
+
+def test_an_id_too_long_spoils_no_other_document(client: Elasticsearch, job: Job) -> None:
+    states(client, job)
+    bulks = Bulks(
+        lambda operations, timeout: send(client, operations, timeout),
+        Retry(),
+        timedelta(seconds=60),
+    )
+    outcome = bulks.write([op(job, doc(id_, n=1)) for id_ in ("1", "x" * 600, "2", "3")])
+    assert (outcome.written, [r.id for r in outcome.rejected]) == (3, ["x" * 600])
+    assert "HTTP 400" in outcome.rejected[0].error
+
+
+# -- data streams ---------------------------------------------------------------------------------
+
+
+def test_a_data_stream_takes_each_document_once(client: Elasticsearch, job: Job, name: str) -> None:
+    job = changed(job, index=f"{name}-stream", data_stream=True, retention=timedelta(days=30))
+    assert [line.split()[0] for line in states(client, job)] == ["created"] * 4
+    once = [op(job, doc(id_, n=1), create_only=True) for id_ in "12"]
+    assert verdicts(client, *once) == [Verdict.WRITTEN] * 2
+    assert verdicts(client, *once) == [Verdict.STALE] * 2  # a bundle that is tried again
+    assert found(client, f"velocity-{name}") == ["1", "2"]
+    [backing] = client.indices.get_mapping(index=f"{name}-stream")
+    assert backing.startswith(f".ds-{name}-stream-")
+    assert {line.split()[0] for line in states(client, job)} == {"unchanged"}
+    with pytest.raises(SetupError, match=rf"data stream {name}-stream is there"):
+        states(client, changed(job, data_stream=False, retention=None))
+
+
+# -- aliases --------------------------------------------------------------------------------------
+
+
+def test_an_alias_is_swapped_to_what_a_replay_has_written_and_back(
+    client: Elasticsearch, job: Job, name: str
+) -> None:
+    own = setup_of(Graph(job, {}))
+    alias = f"velocity-{name}"
+    states(client, job)
+    verdicts(client, op(job, doc("old", n=1)), op(job, doc("next", FEBRUARY, n=1)))
+
+    other = into(job, "corrected-")
+    with pytest.raises(SetupError, match="replay into it first"):
+        swap(client, own, "corrected-")
+    states(client, other, "corrected-")
+    verdicts(client, op(other, doc("new", n=2)))
+    assert found(client, alias) == ["next", "old"]  # nobody reads what is not whole
+
+    for _ in range(2):
+        moved = swap(client, own, "corrected-")
+        assert found(client, alias) == ["new", "next"]
+    assert (moved.added, moved.removed) == ([], [])
+    states(client, job)  # the live job starts again: the swap holds
+    assert found(client, alias) == ["new", "next"]
+
+    back = rollback(client, own, "corrected-")
+    assert (back.added, back.removed) == ([f"{name}-2026.01"], [f"corrected-{name}-2026.01"])
+    assert found(client, alias) == ["next", "old"]
+    rollback(client, own, "corrected-")
+    assert found(client, alias) == ["next", "old"]
+
+    swap(client, own, "corrected-")
+    client.indices.delete(index=f"{name}-2026.01")
+    with pytest.raises(SetupError, match=f"{name}-2026.01 is there no more"):
+        rollback(client, own, "corrected-")
+    assert found(client, alias) == ["new", "next"]
+
+
+def test_the_command_says_what_it_has_changed(
+    url: str, client: Elasticsearch, job: Job, name: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(JOB.replace("NAME", name).replace("URL", url))
+
+    def velocity(*arguments: str) -> str:
+        command = [sys.executable, "-c", "from velocity.runners.cli import main; main()"]
+        done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert velocity("setup", str(path)).splitlines()[0].startswith("created")
+    verdicts(client, op(job, doc("1", n=1)), op(into(job, "b-"), doc("1", n=1)))
+    assert velocity("alias", "swap", str(path), "b-").splitlines() == [
+        f"velocity-{name} + b-{name}-2026.01",
+        f"velocity-{name} - {name}-2026.01",
+    ]
+    back = json.loads(velocity("alias", "rollback", str(path), "b-", "--json"))
+    assert back["removed"] == [f"b-{name}-2026.01"]
+
+
+def test_an_index_pattern_knows_the_names_that_it_makes() -> None:
+    pattern = IndexPattern("{job}-{metric}-{window_start:%Y.%m}")
+    made = pattern.name(doc("1"))
+    assert pattern.makes(made, "j", ["orders"])
+    assert not pattern.makes(f"corrected-{made}", "j", ["orders"])
+    assert not pattern.makes(made, "j", ["order"])
