@@ -1,0 +1,75 @@
+"""A stream on the Flink inside the job server: no cluster, the workers in the command's own process."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from velocity.io.sqlite import StoreUnusable, read_documents
+from velocity.pipelines.directory import directory
+from velocity.pipelines.jobfile import load
+from velocity.pipelines.produce import produce
+from velocity.pipelines.recompute import differences
+from velocity.pipelines.simulator import Scenario, simulate
+from velocity.runners.demo import JOB, expected
+from velocity.runners.embedded import DirectoryService, EmbeddedKafka
+
+pytestmark = pytest.mark.stack
+
+SEED = 11
+VELOCITY = [sys.executable, "-c", "from velocity.runners.cli import main; main()"]
+
+
+def test_a_stream_without_a_cluster_gives_the_documents_of_the_recomputation_until_ctrl_c(
+    tmp_path: Path,
+) -> None:
+    job, store = tmp_path / "job.yaml", tmp_path / "documents.db"
+    job.write_text(JOB.read_text().replace("idle_after: 60s", "idle_after: 5s"))
+    scenario = Scenario(seed=SEED, events=20_000, domains=("pharmacy_delivery",))
+    wanted = expected(load(job), simulate(scenario), directory(SEED))
+
+    def wrong() -> list[str]:
+        found: dict[str, Any] = {}
+        with contextlib.suppress(FileNotFoundError, StoreUnusable):  # it is being made
+            found = read_documents(str(store))
+        early = [f"{id_}: early" for id_, body in found.items() if body["pane"] == "early"]
+        return [*differences(wanted, found), *early]
+
+    command = ["run", job, "--runner", "flink", "--flink-master", "local", "--sqlite", store]
+    command += ["--dead-letters", tmp_path / "dead-letters"]
+    with (
+        EmbeddedKafka({"pharmacy.events": 4}) as kafka,
+        DirectoryService(directory(SEED).tables()) as service,
+    ):
+        produce(scenario, kafka.bootstrap_servers)
+        environ = {"KAFKA": kafka.bootstrap_servers, "PROVIDERS": service.url}
+        environ |= {"PATIENTS": service.url, "VELOCITY_STATE": str(tmp_path / "state")}
+        with (tmp_path / "stderr").open("wb") as told:
+            run = subprocess.Popen(
+                [*VELOCITY, *map(str, command)], env={**os.environ, **environ}, stderr=told
+            )
+        try:
+            deadline = time.monotonic() + 400
+            while (left := wrong()) and time.monotonic() < deadline and run.poll() is None:
+                time.sleep(1)
+            assert left[:5] == [], (tmp_path / "stderr").read_text()
+            assert run.poll() is None  # a stream has no end
+        finally:
+            run.send_signal(signal.SIGINT)
+            code = run.wait(120)
+    assert code == 130
+    children = Path("/proc").glob("[0-9]*/environ")
+    assert [child for child in children if str(tmp_path).encode() in _read(child)] == []
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
