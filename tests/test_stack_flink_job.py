@@ -7,8 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
+from tests.cluster import VELOCITY, Cluster, Pace, until
 from velocity.io.sqlite import StoreUnusable, read_documents
 from velocity.pipelines.directory import directory
 from velocity.pipelines.jobfile import load
@@ -25,73 +25,12 @@ from velocity.pipelines.recompute import differences
 from velocity.pipelines.simulator import Scenario, simulate
 from velocity.runners.demo import JOB, expected
 from velocity.runners.embedded import DirectoryService
-from velocity.runners.flink_rest import Flink
 from velocity.runners.jobserver import job_server_jar
-from velocity.runners.stack_process import find
 from velocity.runners.stack_state import read_state
 
 pytestmark = pytest.mark.stack
 
 SEED = 5
-VELOCITY = [sys.executable, "-c", "from velocity.runners.cli import main; main()"]
-
-
-@dataclass
-class Cluster:
-    """A stack of its own with Kafka and Flink, the REST service of the job, and ``velocity``."""
-
-    folder: Path
-    environ: dict[str, str]
-
-    def __call__(self, *arguments: str | Path, code: int = 0) -> str:
-        done = subprocess.run(
-            [*VELOCITY, *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            env=self.environ,
-            check=False,
-            timeout=300,
-        )
-        self.stderr = done.stderr
-        assert done.returncode == code, done.stderr + done.stdout
-        return done.stdout
-
-    def address(self, name: str) -> str:
-        found = read_state(self.folder).address(name)
-        assert found is not None
-        return found
-
-    @property
-    def flink(self) -> Flink:
-        return Flink(self.address("flink"))
-
-    def counter(self, job: str, name: str) -> int:
-        vertices = self.flink.vertices(job)
-        return self.flink.counters(job, vertices, "velocity").get(name, 0)
-
-    def workers(self) -> list[int]:
-        """The pids of the Python workers, of which each runs tasks of one job."""
-        ours = find([], lambda mark: mark.stack == str(self.folder))
-        return [
-            process.id.pid
-            for process in ours
-            if b"velocity.runners.stack_worker\0" in _command_line(process.id.pid)
-        ]
-
-    def job_servers(self) -> list[bytes]:
-        """The command lines of all job servers whose artifacts are in our folder."""
-        folders = (path for path in Path("/proc").iterdir() if path.name.isdecimal())
-        lines = [_command_line(int(path.name)) for path in folders]
-        return [
-            line for line in lines if b"--job-port" in line and str(self.folder).encode() in line
-        ]
-
-
-def _command_line(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
 
 
 @pytest.fixture(scope="module")
@@ -126,23 +65,6 @@ def no_job_is_left(cluster: Cluster) -> Iterator[None]:
     finally:
         for worker in cluster.workers():  # one test's fault is not the next one's
             os.kill(worker, signal.SIGKILL)
-
-
-class Pace:
-    """The clock of a producer: real time, until it is released to send the rest at once."""
-
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-        self._released = threading.Event()
-
-    def clock(self) -> float:
-        return float("inf") if self._released.is_set() else time.monotonic() - self._began
-
-    def sleep(self, seconds: float) -> None:
-        self._released.wait(seconds)
-
-    def release(self) -> None:
-        self._released.set()
 
 
 class Case:
@@ -229,13 +151,6 @@ class Case:
         while (left := wrong()) and time.monotonic() < deadline:
             time.sleep(1)
         assert left[:5] == []
-
-
-def until(condition: Callable[[], bool], seconds: float = 180) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def test_a_job_stopped_with_a_savepoint_and_resumed_with_more_subtasks_loses_and_doubles_nothing(
