@@ -79,6 +79,9 @@ class Cause(StrEnum):
     TOO_LARGE = "too_large"
     WRONG_TYPE = "wrong_type"
     MISSING_FIELD = "missing_field"
+    WRONG_ENVELOPE = "wrong_envelope"
+    UNKNOWN_SCHEMA = "unknown_schema"
+    NOT_OF_SCHEMA = "not_of_schema"
     FUTURE_EVENT_TIME = "future_event_time"
     EXPRESSION_FAILED = "expression_failed"
     KEY_NOT_FOUND = "key_not_found"
@@ -130,6 +133,29 @@ class Lookup(Protocol):
 
     def lookup(self, keys: Sequence[str]) -> Answers:
         """Answers for keys, each given once. Blocks until all are answered or have failed."""
+
+
+class Failure(NamedTuple):
+    """Why the message at a position of its batch goes no further."""
+
+    position: int
+    cause: Cause
+    error: str
+
+
+class Texts(NamedTuple):
+    """The events in a batch of messages, as JSON."""
+
+    texts: pa.Array
+    """Binary: an object for each message, in their order; null for one that failed or is empty."""
+    failures: list[Failure]
+
+
+class Format(Protocol):
+    """Finds the event that each message holds. It is pickled with the graph."""
+
+    def texts(self, messages: pa.RecordBatch) -> Texts:
+        """Of ``MESSAGES``. What it raises fails the bundle; what is a message's own fault does not."""
 
 
 class Decoded(NamedTuple):

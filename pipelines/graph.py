@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from typing import Any, Literal
@@ -22,15 +22,26 @@ from velocity.io.elastic_index import IndexPattern
 from velocity.io.kafka import ReadFromKafka
 from velocity.io.kafka_config import KafkaConfig
 from velocity.io.kafka_consumer import Offsets
+from velocity.io.records import Format
+from velocity.io.registry_formats import registry_format
 from velocity.io.rest import Cache, RestLookup, Retries, Timeouts
 from velocity.io.sqlite import WriteToSqlite
-from velocity.pipelines.job import VARIABLE, EnrichmentSpec, Job, MetricSpec, WindowSpec
+from velocity.pipelines.job import (
+    VARIABLE,
+    EnrichmentSpec,
+    FormatSpec,
+    Job,
+    MetricSpec,
+    RegistrySpec,
+    WindowSpec,
+)
 from velocity.transforms.decode import JsonDecoder
 from velocity.transforms.derive import Derive, Where
 from velocity.transforms.enrich import Added, Enrich, Enrichment
 from velocity.transforms.fields import Field
 from velocity.transforms.metrics import WindowedMetrics
 from velocity.transforms.partials import Metric
+from velocity.transforms.sns import SnsEnvelope
 from velocity.transforms.windows import Fixed, Session, Sliding, Window
 
 Until = Literal["latest"] | datetime | Offsets | None
@@ -77,6 +88,24 @@ class Graph:
         with _at("source", "event_time"):
             return JsonDecoder(fields, source.event_time, max_future=source.max_future)
 
+    @cached_property
+    def format(self) -> Format | None:
+        """What makes JSON of the messages; none if they are."""
+        match self.job.source.format:
+            case "json":
+                return None
+            case "sns":
+                return SnsEnvelope()
+            case FormatSpec(avro=RegistrySpec() as spec):
+                kind: Literal["avro", "protobuf"] = "avro"
+            case FormatSpec(protobuf=RegistrySpec() as spec):
+                kind = "protobuf"
+        place = ("source", "format", kind)
+        options = {n: self._value(v, *place, "options", n) for n, v in spec.options.items()}
+        url = self._text(spec.registry, *place, "registry")
+        with _at(*place):
+            return registry_format(kind, url, options, list(self.job.fields))
+
     def read(self, until: Until = None) -> ReadFromKafka:
         """Of the job's topics, decoded; bounded if ``until`` says where to stop."""
         source, place = self.job.source, ("source", "kafka", "topics")
@@ -85,7 +114,7 @@ class Graph:
             return ReadFromKafka(
                 self._kafka,
                 topics,
-                decoder=self.decoder,
+                decoder=replace(self.decoder, format=self.format),
                 start=source.kafka.start,
                 stop=until,
                 group=source.kafka.group,
@@ -217,7 +246,7 @@ class Graph:
     def _kafka(self) -> KafkaConfig:
         spec, place = self.job.source.kafka, ("source", "kafka")
         options = {
-            name: self._text(value, *place, "options", name) if isinstance(value, str) else value
+            name: self._value(value, *place, "options", name)
             for name, value in spec.options.items()
         }
         servers = self._text(spec.bootstrap_servers, *place, "bootstrap_servers")
@@ -282,6 +311,9 @@ class Graph:
             return self.environment[match[1]]
 
         return VARIABLE.sub(value, text)
+
+    def _value(self, value: Any, *place: str | int) -> Any:
+        return self._text(value, *place) if isinstance(value, str) else value
 
     def _optional(self, text: str | None, *place: str | int) -> str | None:
         return None if text is None else self._text(text, *place)

@@ -10,9 +10,11 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     GetJsonSchemaHandler,
     PlainSerializer,
+    Tag,
     WithJsonSchema,
     model_validator,
 )
@@ -180,11 +182,49 @@ class KafkaSource(Model):
         return self
 
 
+class RegistrySpec(Shorthand):
+    """The Schema Registry that has the schemas of the messages. Short: its address alone."""
+
+    registry: str = Field(description="`http://HOST:PORT`, several with commas between.")
+    options: dict[str, str | int | float | bool] = Field(
+        default_factory=dict,
+        description="Of confluent-kafka's `SchemaRegistryClient`, such as `basic.auth.user.info`; "
+        "secrets as `${ENV}`.",
+    )
+
+    @classmethod
+    def _shorthand(cls) -> str:
+        return "registry"
+
+
+class FormatSpec(Model):
+    """Of messages whose schema is in a registry: exactly one."""
+
+    avro: RegistrySpec | None = Field(None, description="Avro records.")
+    protobuf: RegistrySpec | None = Field(None, description="Protobuf messages.")
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "FormatSpec":
+        if (self.avro is None) == (self.protobuf is None):
+            raise ValueError("give exactly one of avro and protobuf")
+        return self
+
+
+Format = Annotated[
+    Annotated[Literal["json", "sns"], Tag("name")] | Annotated[FormatSpec, Tag("keys")],
+    Discriminator(lambda given: "keys" if isinstance(given, dict | FormatSpec) else "name"),
+]
+
+
 class Source(Model):
     """Where events come from, and what time they happened."""
 
     kafka: KafkaSource
-    format: Literal["json"] = Field("json", description="One JSON object in each message.")
+    format: Format = Field(
+        "json",
+        description="`json`: one JSON object in each message. `sns`: the same in the envelope of "
+        "SNS, or bare where a subscription delivers raw messages.",
+    )
     event_time: Column = Field(description="The field that says when an event happened.")
     disorder: Duration = Field(
         timedelta(seconds=30),

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from types import NoneType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -315,7 +315,9 @@ def _place(detail: ErrorDetails, data: Any) -> Place:
     for item in detail["loc"]:
         inside = isinstance(data, dict) and item in data
         if not inside and not (isinstance(data, list) and isinstance(item, int)):
-            return (*place, item) if detail["type"] == "missing" else place
+            if item == detail["loc"][-1]:
+                return (*place, item) if detail["type"] == "missing" else place
+            continue  # it names a type
         place, data = (*place, item), data[item]
     return place
 
@@ -328,8 +330,10 @@ def _keys(place: Sequence[str | int]) -> list[str]:
             found = found.model_fields[str(item)].annotation
         else:  # a list or mapping of models
             found = get_args(found)[-1]
-        if NoneType in get_args(found):
-            found = get_args(found)[0]
+        if get_origin(found) in (Union, UnionType):
+            parts = [getattr(part, "__origin__", part) for part in get_args(found)]
+            models = [p for p in parts if isinstance(p, type) and issubclass(p, BaseModel)]
+            found = [*models, *parts][0]
     return list(found.model_fields)
 
 

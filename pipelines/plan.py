@@ -12,8 +12,10 @@ from rich.tree import Tree
 from velocity.pipelines.job import (
     EnrichmentSpec,
     FieldSpec,
+    FormatSpec,
     Job,
     MetricSpec,
+    RegistrySpec,
     WindowSpec,
     format_duration,
 )
@@ -97,12 +99,21 @@ def _decode(job: Job) -> Step:
         "decode",
         "decode",
         {
-            "format": job.source.format,
+            "format": _format(job.source.format),
             "event time": job.source.event_time,
             "max future": format_duration(job.source.max_future),
             "fields": ", ".join(_field(name, spec) for name, spec in job.fields.items()),
         },
     )
+
+
+def _format(spec: str | FormatSpec) -> str:
+    match spec:
+        case FormatSpec(avro=RegistrySpec() as registry):
+            return f"avro, of the registry {_without_user(registry.registry)}"
+        case FormatSpec(protobuf=RegistrySpec() as registry):
+            return f"protobuf, of the registry {_without_user(registry.registry)}"
+    return str(spec)
 
 
 def _field(name: str, spec: FieldSpec) -> str:

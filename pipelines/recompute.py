@@ -63,10 +63,17 @@ class ExpectedDocument:
 
 
 def recompute(
-    job: Job, messages: Iterable[Message], services: Mapping[str, Find]
+    job: Job,
+    messages: Iterable[Message],
+    services: Mapping[str, Find],
+    parse: Callable[[bytes], Any] = lambda value: json.loads(value.decode()),
 ) -> dict[str, ExpectedDocument]:
-    """The documents of a job by id. ``services`` answer for the job's enrichments, by name."""
-    rows = [row for message in messages if (row := _decode(job, message)) is not None]
+    """The documents of a job by id. ``services`` answer for the job's enrichments, by name.
+
+    ``parse`` makes a JSON value of a message's; it raises ``ValueError`` for one that is bad.
+    """
+    decoded = (_decode(job, message, parse) for message in messages)
+    rows = [row for row in decoded if row is not None]
     table = _table(rows, {name: spec.type for name, spec in job.fields.items()})
     if job.filter:
         table = _sql(table, f"SELECT * FROM rows WHERE ({job.filter})")
@@ -109,11 +116,13 @@ def differences(
                 yield f"{id_}: {name} is {got['values'][name]}, not {value.value}"
 
 
-def _decode(job: Job, message: Message) -> dict[str, Any] | None:
+def _decode(job: Job, message: Message, parse: Callable[[bytes], Any]) -> dict[str, Any] | None:
     """The event's fields; None for what must be a dead letter."""
     try:
-        event = json.loads(message.value.decode())
-    except ValueError:
+        event = parse(message.value)
+        if job.source.format == "sns" and isinstance(event, dict) and "TopicArn" in event:
+            event = json.loads(event["Message"]) if event["Type"] == "Notification" else None
+    except (KeyError, TypeError, ValueError):
         return None
     if not isinstance(event, dict):
         return None

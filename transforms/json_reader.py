@@ -1,0 +1,194 @@
+"""Objects of JSON read by Arrow, a batch at a time: columns, and each text that is not one object."""
+
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json as pj
+
+from velocity.io.records import Cause, Failure
+from velocity.transforms.fields import Field
+from velocity.transforms.json_diagnosis import diagnose, diagnose_fields
+
+_ROW: Final = f"_row_{secrets.token_hex(4)}"
+"""Numbers the documents of a batch, to find each again after parsing. Random, so that no message
+can carry a number of its own making."""
+
+_ROW_OF_ERROR: Final = re.compile(r"in row (\d+)$")
+
+_BLANK: Final = b" \t\r\n"
+_BOM: Final = b"\xef\xbb\xbf"
+
+
+class Read(NamedTuple):
+    """What is in the texts of a batch: columns of those that could be read, and the others."""
+
+    columns: list[pa.Array]
+    """One for each field."""
+    kept: np.ndarray
+    """The position in the batch of each row of ``columns``."""
+    failures: list[Failure]
+
+
+@dataclass(frozen=True)
+class JsonReader:
+    """Reads texts of one JSON object each; fields that are not named are ignored.
+
+    ``required`` names the field that an empty object is said to lack. Of a field that is there each
+    value has the field's type, or is null; nothing else is checked.
+
+    >>> read = JsonReader({"city": Field("string")}, "city", 1_000).read(
+    ...     pa.array([b'{"city": "Solo"}', b'{"city": 7}', b'{"city": null}']))
+    >>> read.columns[0].to_pylist(), read.kept.tolist()
+    (['Solo', None], [0, 2])
+    >>> read.failures[0].error
+    'field city: expected string, found a whole number'
+    """
+
+    fields: Mapping[str, Field]
+    required: str
+    max_bytes: int
+
+    def read(self, texts: pa.Array) -> Read:
+        """``texts`` are binary; white space and byte order marks around them don't matter."""
+        values = _trimmed(texts)
+        failures = list(self._unreadable(values))
+        readable = np.setdiff1d(np.arange(len(values)), [f.position for f in failures])
+        parts, positions = [], []
+        for part in self._parse(values if not failures else values.take(pa.array(readable))):
+            if isinstance(part, Failure):
+                failures.append(part._replace(position=int(readable[part.position])))
+            else:
+                start, table = part
+                parts.append(table)
+                positions.append(readable[start : start + len(table)])
+        columns = pa.concat_tables(parts) if parts else self._json_schema.empty_table()
+        kept = np.concatenate(positions or [np.array([], int)])
+        return Read(self._rows(columns), kept, failures)
+
+    def _unreadable(self, values: pa.Array) -> Iterator[Failure]:
+        """What must not reach Arrow's reader: it crashes on a bare ``null`` and checks no UTF-8."""
+        sizes = pc.fill_null(pc.binary_length(values), 0)
+        if is_all(pc.starts_with(values, b"{")) and is_all(pc.less_equal(sizes, self.max_bytes)):
+            try:
+                pc.cast(values, pa.string())
+                return
+            except pa.ArrowInvalid:
+                pass  # the loop below finds which
+        for position, value in enumerate(values.to_pylist()):
+            if failure := self._examine(value):
+                yield Failure(position, *failure)
+
+    def _examine(self, value: bytes | None) -> tuple[Cause, str] | None:
+        if value is None:
+            return Cause.EMPTY, "a tombstone: the message has a key and no value"
+        if len(value) > self.max_bytes:
+            return Cause.TOO_LARGE, f"{len(value)} bytes; at most {self.max_bytes} are decoded"
+        if not value:
+            return Cause.EMPTY, "the message is empty"
+        try:
+            value.decode()
+        except UnicodeDecodeError as error:
+            return Cause.NOT_UTF8, f"not UTF-8 at byte {error.start}"
+        return None if value.startswith(b"{") else diagnose(value)
+
+    def _parse(self, values: pa.Array) -> Iterator[tuple[int, pa.Table] | Failure]:
+        """Tables of consecutive messages, each with the position of its first, and what failed.
+
+        Arrow stops at the first message that it can't read and, mostly, names its row: the batch
+        is cut there, or in the middle, and both sides are tried again. What follows is halved as
+        well, or a batch of bad messages would be read anew for each of them.
+        """
+        ranges = [(0, len(values))]
+        while ranges:
+            start, stop = ranges.pop()
+            if start == stop:
+                continue
+            table, suspect = self._read(values.slice(start, stop - start))
+            if table is not None:
+                yield start, table
+            elif stop - start == 1:
+                value = values[start].as_py()
+                yield Failure(start, *diagnose_fields(value, self.fields, self.required))
+            else:
+                cut = start + suspect if suspect is not None else (start + stop) // 2
+                cuts = [start, cut, stop]
+                if suspect is not None:
+                    cuts = [start, cut, cut + 1, (cut + 1 + stop) // 2, stop]
+                ranges += reversed(list(pairwise(cuts)))
+
+    def _read(self, values: pa.Array) -> tuple[pa.Table | None, int | None]:
+        """A table with a row for each message; or none, and which one is to blame if that is known."""
+        n = len(values)
+        buffer = _numbered(values)
+        try:
+            table = pj.read_json(
+                pa.BufferReader(buffer),
+                read_options=pj.ReadOptions(use_threads=False, block_size=buffer.size + 1),
+                parse_options=pj.ParseOptions(
+                    explicit_schema=self._json_schema.append(pa.field(_ROW, pa.int64())),
+                    unexpected_field_behavior="ignore",
+                ),
+            )
+        except pa.ArrowInvalid as error:
+            row = _ROW_OF_ERROR.search(str(error))
+            return None, min(int(row[1]), n - 1) if row else None
+        numbers = pc.fill_null(table[_ROW], -1).to_numpy()
+        wrong = np.flatnonzero(numbers[:n] != np.arange(len(numbers))[:n])
+        if len(numbers) != n or len(wrong):
+            # A message of two documents, or two that make one: the row before is the first suspect.
+            return None, max(int(wrong[0]) - 1, 0) if len(wrong) else n - 1
+        return table, None
+
+    @cached_property
+    def _json_schema(self) -> pa.Schema:
+        """What Arrow's reader is told to expect of a message: not ``_ROW``, for this is pickled
+        and the worker has another."""
+        types = {"timestamp": pa.timestamp("ns", tz="UTC"), "timestamp_ms": pa.int64()}
+        return pa.schema(
+            [(name, types.get(field.type, field.arrow)) for name, field in self.fields.items()]
+        )
+
+    def _rows(self, table: pa.Table) -> list[pa.Array]:
+        table = table.combine_chunks()
+        columns = []
+        for name, field in self.fields.items():
+            column = table[name].combine_chunks()
+            if field.type == "timestamp":  # cut off, also before 1970, where a cast rounds up
+                column = pc.floor_temporal(column, unit="millisecond")
+            columns.append(pc.cast(column, field.arrow))
+        return columns
+
+
+def _trimmed(values: pa.Array) -> pa.Array:
+    """The values without white space and byte order marks around them."""
+    if is_all(pc.starts_with(values, "{")):
+        return values
+    return pa.array(
+        [None if v is None else v.removeprefix(_BOM).strip(_BLANK) for v in values.to_pylist()],
+        pa.binary(),
+    )
+
+
+def _numbered(values: pa.Array) -> pa.Buffer:
+    """One JSON text of all objects, each beginning with its position under the name ``_ROW``.
+
+    In Arrow alone: the strings are cut and joined in C++, and the joined array's own buffer is the
+    text. An empty object becomes ``{"_row":1,}``, which fails and is diagnosed alone.
+    """
+    heads = pa.array([b'{"%s":%d,' % (_ROW.encode(), i) for i in range(len(values))], pa.binary())
+    tails = pc.binary_slice(values, 1, 2**31 - 1)
+    joined = pc.binary_join_element_wise(heads, tails, b"\n", b"")
+    return joined.buffers()[2]
+
+
+def is_all(mask: pa.Array) -> bool:
+    """Whether a mask has nothing but true."""
+    return bool(pc.all(mask, skip_nulls=False, min_count=0).as_py())
