@@ -2,16 +2,18 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import apache_beam as beam
 import pyarrow as pa
 
+from velocity.io.archive import WriteToArchive
+from velocity.io.archive_files import Kind
 from velocity.io.dead_letter_store import KafkaLetters, Letters, ParquetLetters
 from velocity.io.dead_letters import WriteDeadLettersToParquet
 from velocity.io.dead_letters_kafka import WriteDeadLettersToKafka
@@ -22,7 +24,7 @@ from velocity.io.elastic_index import IndexPattern
 from velocity.io.kafka import ReadFromKafka
 from velocity.io.kafka_config import KafkaConfig
 from velocity.io.kafka_consumer import Offsets
-from velocity.io.records import Format
+from velocity.io.records import Format, Lookup
 from velocity.io.registry_formats import registry_format
 from velocity.io.rest import Cache, RestLookup, Retries, Timeouts
 from velocity.io.sqlite import WriteToSqlite
@@ -46,6 +48,15 @@ from velocity.transforms.windows import Fixed, Session, Sliding, Window
 
 Until = Literal["latest"] | datetime | Offsets | None
 """Where reading stops, as ``ReadFromKafka`` takes it; None is never."""
+
+
+class Applied(Protocol):
+    """What a runner runs: a job, or a replay of one."""
+
+    @property
+    def job(self) -> Job: ...
+
+    def apply(self, pipeline: beam.Pipeline, until: Until = None) -> None: ...
 
 
 class JobError(ValueError):
@@ -79,6 +90,8 @@ class Graph:
 
     job: Job
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
+    around_lookup: Callable[[Lookup, EnrichmentSpec], Lookup] = lambda lookup, spec: lookup
+    """What stands between an enrichment and its service: a replay's budget, for one."""
 
     @cached_property
     def decoder(self) -> JsonDecoder:
@@ -106,8 +119,9 @@ class Graph:
         with _at(*place):
             return registry_format(kind, url, options, list(self.job.fields))
 
-    def read(self, until: Until = None) -> ReadFromKafka:
-        """Of the job's topics, decoded; bounded if ``until`` says where to stop."""
+    def read(self, until: Until = None, start: datetime | None = None) -> ReadFromKafka:
+        """Of the job's topics, decoded; bounded if ``until`` says where to stop. It begins where the
+        job says, unless ``start`` says another time."""
         source, place = self.job.source, ("source", "kafka", "topics")
         topics = [self._text(topic, *place) for topic in source.kafka.topics]
         with _at(*place):
@@ -115,7 +129,7 @@ class Graph:
                 self._kafka,
                 topics,
                 decoder=replace(self.decoder, format=self.format),
-                start=source.kafka.start,
+                start=start or source.kafka.start,
                 stop=until,
                 group=source.kafka.group,
                 disorder=source.disorder,
@@ -211,6 +225,36 @@ class Graph:
             return IndexPattern(pattern)
 
     @cached_property
+    def archive_path(self) -> str | None:
+        """Where the job's archive is, if it has one."""
+        spec = self.job.archive
+        return None if spec is None else self._text(spec.path, "archive", "path")
+
+    @cached_property
+    def archives(self) -> Mapping[Kind, WriteToArchive]:
+        """What writes the archive, by what it holds."""
+        spec, path = self.job.archive, self.archive_path
+        if spec is None or path is None:
+            return {}
+        schemas = {}
+        if spec.raw:
+            schemas[Kind.RAW] = self.decoder.schema
+        if spec.enriched:
+            schemas[Kind.ENRICHED] = self.schema
+        with _at("archive"):
+            return {
+                kind: WriteToArchive(
+                    path,
+                    job=self.job.job,
+                    kind=kind,
+                    schema=schema,
+                    event_time=self.job.source.event_time,
+                    rows_per_file=spec.rows_per_file,
+                )
+                for kind, schema in schemas.items()
+            }
+
+    @cached_property
     def dead_letters(self) -> beam.PTransform:
         spec, job = self.job.dead_letters, self.job.job
         with _at("dead_letters"):
@@ -231,16 +275,26 @@ class Graph:
 
     def apply(self, pipeline: beam.Pipeline, until: Until = None) -> None:
         """Adds the whole job to a pipeline."""
-        flow: Any = pipeline | "Read" >> self.read(until)
+        decoded = pipeline | "Read" >> self.read(until)
+        if Kind.RAW in self.archives:
+            _ = decoded | "Archive raw" >> self.archives[Kind.RAW]
+        rows = self.rows(decoded)
+        if Kind.ENRICHED in self.archives:
+            _ = rows | "Archive enriched" >> self.archives[Kind.ENRICHED]
+        documents, dead = rows | "Metrics" >> self.metrics
+        dead = [dead, *(documents | f"Write to {name}" >> s for name, s in self.sinks.items())]
+        dead | "All dead letters" >> beam.Flatten() | "Write dead letters" >> self.dead_letters
+
+    def rows(self, decoded: Any) -> Any:
+        """From decoded rows, wherever they come from, to those that metrics are computed from."""
+        flow = decoded
         if self.filter:
             flow = flow | "Filter" >> self.filter
         for enrich in self.enrichments:
             flow = flow | enrich
         if self.derive:
             flow = flow | "Derive" >> self.derive
-        documents, dead = flow | "Metrics" >> self.metrics
-        dead = [dead, *(documents | f"Write to {name}" >> s for name, s in self.sinks.items())]
-        dead | "All dead letters" >> beam.Flatten() | "Write dead letters" >> self.dead_letters
+        return flow
 
     @cached_property
     def _kafka(self) -> KafkaConfig:
@@ -276,7 +330,7 @@ class Graph:
                 concurrency=spec.concurrency,
             )
             return Enrich(
-                lookup,
+                self.around_lookup(lookup, spec),
                 key=spec.key,
                 add=_added(spec),
                 on_missing=spec.on_missing,
@@ -288,7 +342,7 @@ class Graph:
         metric = Metric(
             spec.name,
             spec.values,
-            _window(spec.window),
+            window_of(spec.window),
             by=spec.by,
             where=spec.where,
             early=spec.emit.early,
@@ -334,7 +388,8 @@ def _added(spec: EnrichmentSpec) -> dict[str, Added]:
     return {column: Added(added.path, added.type) for column, added in spec.add.items()}
 
 
-def _window(spec: WindowSpec) -> Window:
+def window_of(spec: WindowSpec) -> Window:
+    """The windows that a metric's file describes."""
     if spec.fixed is not None:
         return Fixed(spec.fixed, spec.offset) if spec.offset else Fixed(spec.fixed)
     if spec.sliding is not None and spec.every is not None:

@@ -469,6 +469,25 @@ class Sinks(Model):
         return self
 
 
+class ArchiveSpec(Model):
+    """Where events are kept as Parquet files, by the hour of their event time: docs/archive.md."""
+
+    path: str = Field(description="A folder: local, `s3://BUCKET/…` or `gs://BUCKET/…`.")
+    raw: bool = Field(
+        False, description="Whether each decoded event's message is kept as the broker had it."
+    )
+    enriched: bool = Field(
+        True, description="Whether its columns are kept, after enrichment and derivation."
+    )
+    rows_per_file: int = Field(500_000, ge=1, description="At most.")
+
+    @model_validator(mode="after")
+    def _anything(self) -> "ArchiveSpec":
+        if not (self.raw or self.enriched):
+            raise ValueError("give raw or enriched, or both, or leave the archive out")
+        return self
+
+
 class DeadLetterSpec(Model):
     """Where events go that can't be carried to their end: exactly one."""
 
@@ -507,6 +526,9 @@ class Job(Model):
     metrics: list[MetricSpec] = Field(min_length=1, description="What is counted.")
     sinks: Sinks
     dead_letters: DeadLetterSpec
+    archive: ArchiveSpec | None = Field(
+        None, description="Events kept as Parquet files, for replays and batch readers."
+    )
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> "Job":

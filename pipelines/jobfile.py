@@ -520,7 +520,7 @@ def variables(job: Job) -> list[str]:
     >>> variables(parse(EXAMPLE.encode(), "job.yaml").job)
     ['ELASTICSEARCH', 'KAFKA', 'PROVIDERS']
     """
-    reaching = job.model_dump_json(include={"source", "enrich", "sinks", "dead_letters"})
+    reaching = job.model_dump_json(include={"source", "enrich", "sinks", "dead_letters", "archive"})
     return sorted(set(VARIABLE.findall(reaching)))
 
 
@@ -545,6 +545,7 @@ def _parts(job: Job) -> Iterator[_Part]:
             alone = job.model_copy(update={"sinks": Sinks.model_construct(**{name: sink})})
             yield _Part(alone, lambda graph: graph.sinks)
     yield _Part(job, lambda graph: graph.dead_letters)
+    yield _Part(job, lambda graph: graph.archives)
 
 
 def _cut(metric: MetricSpec) -> Iterator[tuple[Place, MetricSpec]]:

@@ -20,7 +20,9 @@ from velocity.pipelines.job import (
     format_duration,
 )
 
-Kind = Literal["read", "decode", "filter", "enrich", "derive", "metric", "sink", "dead letters"]
+Kind = Literal[
+    "read", "decode", "filter", "enrich", "derive", "archive", "metric", "sink", "dead letters"
+]
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ def plan(job: Job) -> Sequence[Step]:
     metrics = [_metric(metric, rows) for metric in job.metrics]
     sinks = list(_sinks(job, tuple(step.name for step in metrics)))
     steps += [*metrics, *sinks]
-    return [*steps, _dead_letters(job, tuple(step.name for step in steps[1:]))]
+    dead = _dead_letters(job, tuple(step.name for step in steps[1:]))
+    return [*steps, *_archives(job, rows), dead]
 
 
 def _rows(job: Job) -> Iterator[Step]:
@@ -169,6 +172,13 @@ def _sinks(job: Job, metrics: tuple[str, ...]) -> Iterator[Step]:
         yield Step("sqlite", "sink", {"path": job.sinks.sqlite.path}, metrics)
 
 
+def _archives(job: Job, rows: str) -> Iterator[Step]:
+    if job.archive and job.archive.raw:
+        yield Step("archive raw", "archive", {"path": job.archive.path}, ("decode",))
+    if job.archive and job.archive.enriched:
+        yield Step("archive enriched", "archive", {"path": job.archive.path}, (rows,))
+
+
 def _dead_letters(job: Job, inputs: tuple[str, ...]) -> Step:
     spec = job.dead_letters
     details = {"kafka topic": spec.kafka} if spec.kafka else {"parquet": spec.parquet or ""}
@@ -233,7 +243,7 @@ def mermaid(job: Job) -> str:
     return "\n".join(lines) + "\n"
 
 
-_STORES: Final = ("read", "sink", "dead letters")
+_STORES: Final = ("read", "archive", "sink", "dead letters")
 _MARKS: Final = re.compile(r"""["#&<>`%;\\]""")
 
 

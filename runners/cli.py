@@ -24,6 +24,7 @@ from typer.core import TyperGroup
 
 from velocity.pipelines import jobfile
 from velocity.pipelines.job import Job, parse_duration
+from velocity.runners.archive_cli import archive_app
 from velocity.runners.dead_letters_cli import dead_letters_app
 from velocity.runners.elastic_cli import add_elastic_commands
 from velocity.runners.flink import FlinkOptions
@@ -76,6 +77,7 @@ app = typer.Typer(
 )
 app.add_typer(stack_app, name="stack")
 app.add_typer(dead_letters_app, name="dead-letters")
+app.add_typer(archive_app, name="archive")
 add_jobs_commands(app)
 add_elastic_commands(app)
 

@@ -94,6 +94,8 @@ class FlinkOptions:
     """In Flink; None makes one of the job's name and the time."""
     detach: bool = False
     as_json: bool = False
+    streaming: bool = True
+    """Whether Flink runs it as a stream; bounded input it may run as a batch too."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.parallelism <= MAX_PARALLELISM:
@@ -184,7 +186,7 @@ def pipeline_options(
     chosen = [
         "--runner=PortableRunner",
         f"--job_name={name}",
-        "--streaming",
+        *(["--streaming"] if options.streaming else []),
         f"--parallelism={options.parallelism}",
         f"--max_parallelism={MAX_PARALLELISM}",
         f"--sdk_worker_parallelism={options.sdk_worker_parallelism}",

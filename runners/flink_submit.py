@@ -20,7 +20,7 @@ from apache_beam.options.pipeline_options import (
     PortableOptions,
 )
 
-from velocity.pipelines.graph import Graph, Until
+from velocity.pipelines.graph import Applied, Until
 from velocity.runners.flink import (
     FLINK_VERSION,
     RUNNER_OPTIONS,
@@ -61,7 +61,7 @@ class Submitted:
 
 
 def submit(
-    graph: Graph,
+    graph: Applied,
     options: FlinkOptions,
     own: Sequence[str],
     until: Until = None,
@@ -113,7 +113,7 @@ def _check(flink: Flink, options: FlinkOptions) -> None:
         )
 
 
-def _pipeline(graph: Graph, until: Until, options: list[str]) -> beam.Pipeline:
+def _pipeline(graph: Applied, until: Until, options: list[str]) -> beam.Pipeline:
     pipeline = beam.Pipeline(options=PipelineOptions(options))
     graph.apply(pipeline, until)
     return pipeline

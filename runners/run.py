@@ -17,7 +17,7 @@ from rich.table import Table
 
 from velocity.io.elastic_setup import apply
 from velocity.io.kafka_readers import PartitionReader
-from velocity.pipelines.graph import Graph, Until
+from velocity.pipelines.graph import Applied, Graph, Until
 from velocity.pipelines.job import DeadLetterSpec, Job, Sinks, SqliteSink
 from velocity.pipelines.templates import setup_of
 from velocity.runners.flink import LOCAL, FlinkOptions, pipeline_options, target, unique_name
@@ -81,7 +81,7 @@ def run_job(
     if runner == "flink" and flink.master != LOCAL:
         return _on_cluster(graph, flink, options, until, command, console)
     if runner == "flink":
-        counters = _in_job_server(graph, flink, options, until, console)
+        counters = in_job_server(graph, flink, options, until, console)
     else:
         counters = run(graph, options_for(runner, options), until, console)
     console.print(summary(counters))
@@ -103,21 +103,23 @@ def _set_up(graph: Graph, console: Console) -> None:
 
 
 def run(
-    graph: Graph,
+    graph: Applied,
     options: list[str],
     until: Until,
     console: Console,
     around: Callable[[beam.Pipeline], AbstractContextManager[None]] = lambda _: nullcontext(),
+    showing: Callable[[str, Console], AbstractContextManager[None]] | None = None,
 ) -> Counters:
     """Runs a graph and gives its counters when it has ended. SIGINT and SIGTERM cancel it.
 
-    ``around`` is entered with the pipeline before it runs, and left when it has ended.
+    ``around`` is entered with the pipeline before it runs, and left when it has ended; so is
+    ``showing`` with the job's name, which shows progress.
     """
     with quiet():
         pipeline = beam.Pipeline(options=PipelineOptions(options))
         graph.apply(pipeline, until)
         with (
-            _progress(graph.job.job, console),
+            (showing or _progress)(graph.job.job, console),
             around(pipeline),
             _until_signal() as stop,
         ):
@@ -127,8 +129,8 @@ def run(
             return counters_of(result)
 
 
-def _in_job_server(
-    graph: Graph, flink: FlinkOptions, own: list[str], until: Until, console: Console
+def in_job_server(
+    graph: Applied, flink: FlinkOptions, own: list[str], until: Until, console: Console
 ) -> Counters:
     """Runs a graph in a Flink inside the job server, its workers in this process."""
     where = target(flink, StackState())
