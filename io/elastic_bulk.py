@@ -18,6 +18,7 @@ from elasticsearch import (
 
 from velocity.io.documents import Rejection
 from velocity.io.elastic_answers import Answer, Fate, Verdict, error_in, judge, judge_request
+from velocity.io.elastic_connection import not_reached
 
 # -- requests -------------------------------------------------------------------------------------
 
@@ -152,7 +153,7 @@ def send(client: Elasticsearch, operations: Sequence[Operation], timeout: float)
         told = f"HTTP {status}: {error_in(error.body)}"
         return Answer(judge_request(status, error.body), (), told)
     except (TransportError, SerializationError) as error:
-        return Answer(judge_request(0), (), str(error))
+        return Answer(judge_request(0), (), not_reached(error))
     body = response.body if isinstance(response.body, dict) else {}
     items = body.get("items", ())
     if len(items) != len(operations):

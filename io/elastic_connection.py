@@ -8,8 +8,8 @@ from datetime import timedelta
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from elastic_transport import Transport
-from elasticsearch import Elasticsearch
+from elastic_transport import TlsError, Transport
+from elasticsearch import Elasticsearch, SerializationError, TransportError
 
 REQUEST_TIMEOUT: Final = timedelta(seconds=30)
 _SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
@@ -94,6 +94,15 @@ class _Version8(Transport):
             for name, value in (headers or {}).items()
         }
         return super().perform_request(*given, headers=spoken, **options)
+
+
+def not_reached(error: TransportError | SerializationError) -> str:
+    """What kept an answer away, with what the network or TLS said; the remedy if it was TLS."""
+    parts = [str(error.message), *(str(cause) for cause in error.errors)]
+    text = ": ".join(part for i, part in enumerate(parts) if part not in "".join(parts[:i]))
+    if isinstance(error, TlsError):
+        text += "; ca_certs or fingerprint say which certificate is the right one"
+    return text[:2_000]
 
 
 def _names_a_host(cloud_id: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 from elasticsearch import ApiError, Elasticsearch, TransportError, UnsupportedProductError
 
 from velocity.io.elastic_answers import error_in
+from velocity.io.elastic_connection import not_reached
 from velocity.io.elastic_index import IndexPattern
 
 Template = Mapping[str, Any]
@@ -136,7 +137,7 @@ def told() -> Iterator[None]:
         status, text = error.meta.status, error_in(error.body)
         raise SetupError(f"HTTP {status}: {text}{_remedy(status, text)}") from error
     except TransportError as error:
-        raise SetupError(f"sinks.elasticsearch: not reached: {error}") from error
+        raise SetupError(f"sinks.elasticsearch: {not_reached(error)}") from error
 
 
 def _remedy(status: int, text: str) -> str:
