@@ -65,6 +65,7 @@ class Stage(StrEnum):
     DERIVE = "derive"
     ENRICH = "enrich"
     METRICS = "metrics"
+    TRANSACTIONS = "transactions"
     SINK = "sink"
 
 

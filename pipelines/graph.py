@@ -24,10 +24,11 @@ from velocity.io.elastic_index import IndexPattern
 from velocity.io.kafka import ReadFromKafka
 from velocity.io.kafka_config import KafkaConfig
 from velocity.io.kafka_consumer import Offsets
-from velocity.io.records import Format, Lookup
+from velocity.io.records import Format, Lookup, WithDeadLetters
 from velocity.io.registry_formats import registry_format
 from velocity.io.rest import Cache, RestLookup, Retries, Timeouts
 from velocity.io.sqlite import WriteToSqlite
+from velocity.pipelines.follow import FollowError, WriteAlerts, follow
 from velocity.pipelines.job import (
     VARIABLE,
     EnrichmentSpec,
@@ -44,6 +45,7 @@ from velocity.transforms.fields import Field
 from velocity.transforms.metrics import WindowedMetrics
 from velocity.transforms.partials import Metric
 from velocity.transforms.sns import SnsEnvelope
+from velocity.transforms.transactions import FollowTransactions
 from velocity.transforms.windows import Fixed, Session, Sliding, Window
 
 Until = Literal["latest"] | datetime | Offsets | None
@@ -165,9 +167,35 @@ class Graph:
             return Derive(self.job.derive, schema=self.enriched_schema)
 
     @cached_property
+    def derived_schema(self) -> pa.Schema:
+        """Of rows with all their columns."""
+        return self.derive.schema if self.derive else self.enriched_schema
+
+    @cached_property
+    def transactions(self) -> FollowTransactions | None:
+        spec = self.job.transactions
+        if spec is None:
+            return None
+        try:
+            return follow(self.job, spec, self.derived_schema)
+        except FollowError as error:
+            raise JobError(error.error, "transactions", *error.place) from error
+
+    @cached_property
+    def alerts(self) -> beam.PTransform | None:
+        """Of alerts' documents, to Kafka."""
+        spec = self.job.transactions
+        if spec is None or spec.alerts is None:
+            return None
+        place = ("transactions", "alerts", "kafka")
+        topic = self._text(spec.alerts.kafka, *place)
+        with _at(*place):
+            return WriteAlerts(topic, self._kafka)
+
+    @cached_property
     def schema(self) -> pa.Schema:
         """Of the rows that metrics are computed from."""
-        return self.derive.schema if self.derive else self.enriched_schema
+        return self.transactions.schema if self.transactions else self.derived_schema
 
     @cached_property
     def metrics(self) -> WindowedMetrics:
@@ -281,7 +309,7 @@ class Graph:
         rows = self.rows(decoded)
         if Kind.ENRICHED in self.archives:
             _ = rows | "Archive enriched" >> self.archives[Kind.ENRICHED]
-        documents, dead = rows | "Metrics" >> self.metrics
+        documents, dead = self.documents(rows)
         dead = [dead, *(documents | f"Write to {name}" >> s for name, s in self.sinks.items())]
         dead | "All dead letters" >> beam.Flatten() | "Write dead letters" >> self.dead_letters
 
@@ -295,6 +323,20 @@ class Graph:
         if self.derive:
             flow = flow | "Derive" >> self.derive
         return flow
+
+    def documents(self, rows: Any) -> WithDeadLetters:
+        """From rows to all documents of the job, and all dead letters on the way to them."""
+        if self.transactions is None:
+            counted: WithDeadLetters = rows | "Metrics" >> self.metrics
+            return counted
+        facts, alerts = rows | "Transactions" >> self.transactions
+        documents, dead = facts | "Metrics" >> self.metrics
+        if self.alerts:
+            dead = (
+                dead,
+                alerts | "Write alerts" >> self.alerts,
+            ) | "And of alerts" >> beam.Flatten()
+        return WithDeadLetters((documents, alerts) | "And alerts" >> beam.Flatten(), dead)
 
     @cached_property
     def _kafka(self) -> KafkaConfig:

@@ -367,6 +367,62 @@ class BulkSpec(Model):
     )
 
 
+class StageSpec(Model):
+    """A stage, by its name; the first of its events enters it."""
+
+    events: list[str] = Field(min_length=1, description="Values of `event`; of one stage each.")
+    next: list[Name] = Field(
+        default_factory=list,
+        description="The stages that may follow. A later one, whose predecessor's event was lost, "
+        "counts too. Without, the stage is the end of a way.",
+    )
+    sla: Duration | None = Field(
+        None,
+        description="How long a transaction may stay: then it is `stuck`, and an alert says so.",
+    )
+    ttl: Duration | None = Field(
+        None,
+        description="How long it is waited for at all: then it is `dropped`. Without, as for all.",
+    )
+
+
+class AlertSpec(Model):
+    """Where alerts go besides the sinks, for those who act on them."""
+
+    kafka: str = Field(
+        description="A topic of the source's cluster: the transaction as key, the document as JSON."
+    )
+
+
+class TransactionSpec(Model):
+    """Transactions: events of one key joined, in event time, by a graph of stages.
+
+    With it the metrics are computed of facts, one for each thing that becomes known of a
+    transaction, with these columns: `transaction` (the key), `what`, `stage`, `next` (where it
+    has moved on to), `since` (when it entered the stage), `seconds` (from then on), the event time,
+    and the columns of `by`. `what` is `entered`, `moved`, `stuck` (longer than the `sla`),
+    `resolved` (stuck, and moved on) or `dropped` (longer than the `ttl`).
+    """
+
+    key: Column = Field(description="The column that names the transaction.")
+    event: Column = Field(description="The column that says what happened; text.")
+    by: list[Column] = Field(
+        default_factory=list,
+        description="Columns that facts and alerts keep, from the transaction's first event.",
+    )
+    lateness: Duration = Field(
+        timedelta(0),
+        description="How long after the watermark events are still waited for, before anything "
+        "is said that they could change. Metrics need an `emit.lateness` that is longer.",
+    )
+    ttl: Duration = Field(
+        timedelta(hours=6),
+        description="How long a stage is waited in, and a transaction remembered after its last.",
+    )
+    stages: dict[Name, StageSpec] = Field(min_length=1, description="The graph.")
+    alerts: AlertSpec | None = None
+
+
 class ElasticsearchSink(Model):
     """Documents into Elasticsearch 8 or 9."""
 
@@ -523,6 +579,7 @@ class Job(Model):
     derive: dict[Column, Expression] = Field(
         default_factory=dict, description="Columns computed after enrichment, by SQL expressions."
     )
+    transactions: TransactionSpec | None = None
     metrics: list[MetricSpec] = Field(min_length=1, description="What is counted.")
     sinks: Sinks
     dead_letters: DeadLetterSpec
@@ -555,6 +612,20 @@ class Job(Model):
                         "{name}",
                         {"name": metric.name, "place": ("metrics", i, "emit")},
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _metrics_fit_the_transactions(self) -> "Job":
+        for i, metric in enumerate(self.metrics if self.transactions else ()):
+            assert self.transactions is not None
+            wrong = {}
+            if metric.emit.lateness <= self.transactions.lateness:
+                wrong["emit"] = "lateness must be longer than that of transactions"
+            if metric.name == "alerts":
+                wrong["name"] = "the alerts of transactions are called so; choose another name"
+            for key, text in wrong.items():
+                place = ("metrics", i, key)
+                raise PydanticCustomError("transactions", text, {"place": place})
         return self
 
     @model_validator(mode="after")

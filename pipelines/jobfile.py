@@ -520,7 +520,9 @@ def variables(job: Job) -> list[str]:
     >>> variables(parse(EXAMPLE.encode(), "job.yaml").job)
     ['ELASTICSEARCH', 'KAFKA', 'PROVIDERS']
     """
-    reaching = job.model_dump_json(include={"source", "enrich", "sinks", "dead_letters", "archive"})
+    reaching = job.model_dump_json(
+        include={"source", "enrich", "transactions", "sinks", "dead_letters", "archive"}
+    )
     return sorted(set(VARIABLE.findall(reaching)))
 
 
@@ -535,6 +537,8 @@ def _parts(job: Job) -> Iterator[_Part]:
     for column, expression in job.derive.items():
         alone = job.model_copy(update={"derive": {column: expression}})
         yield _Part(alone, lambda graph: graph.derive, ("derive", column), ("derive",))
+    yield _Part(job, lambda graph: graph.transactions)
+    yield _Part(job, lambda graph: graph.alerts)
     for i, metric in enumerate(job.metrics):
         for place, cut in _cut(metric):
             alone = job.model_copy(update={"metrics": [cut]})

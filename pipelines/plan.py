@@ -16,12 +16,22 @@ from velocity.pipelines.job import (
     Job,
     MetricSpec,
     RegistrySpec,
+    TransactionSpec,
     WindowSpec,
     format_duration,
 )
 
 Kind = Literal[
-    "read", "decode", "filter", "enrich", "derive", "archive", "metric", "sink", "dead letters"
+    "read",
+    "decode",
+    "filter",
+    "enrich",
+    "derive",
+    "archive",
+    "transactions",
+    "metric",
+    "sink",
+    "dead letters",
 ]
 
 
@@ -58,10 +68,16 @@ def plan(job: Job) -> Sequence[Step]:
     steps = list(_rows(job))
     rows = steps[-1].name
     metrics = [_metric(metric, rows) for metric in job.metrics]
-    sinks = list(_sinks(job, tuple(step.name for step in metrics)))
+    alerts = (rows,) if job.transactions else ()
+    sinks = list(_sinks(job, (*alerts, *(step.name for step in metrics))))
     steps += [*metrics, *sinks]
     dead = _dead_letters(job, tuple(step.name for step in steps[1:]))
-    return [*steps, *_archives(job, rows), dead]
+    [events, *_] = [step.name for step in reversed(steps) if step.kind in _OF_EVENTS]
+    return [*steps, *_archives(job, events), dead]
+
+
+_OF_EVENTS: Final = ("decode", "filter", "enrich", "derive")
+"""Kinds of steps that put out events."""
 
 
 def _rows(job: Job) -> Iterator[Step]:
@@ -74,7 +90,9 @@ def _rows(job: Job) -> Iterator[Step]:
         before = yield from _next(_enrich(enrichment), before)
     if job.derive:
         columns = {name: _line(expression) for name, expression in job.derive.items()}
-        yield from _next(Step("derive", "derive", columns), before)
+        before = yield from _next(Step("derive", "derive", columns), before)
+    if job.transactions:
+        yield from _next(_transactions(job.transactions), before)
 
 
 def _next(step: Step, inputs: tuple[str, ...]) -> Any:
@@ -139,6 +157,24 @@ def _enrich(spec: EnrichmentSpec) -> Step:
     return Step(f"enrich {spec.name}", "enrich", details)
 
 
+def _transactions(spec: TransactionSpec) -> Step:
+    details = {
+        "key": spec.key,
+        "event": spec.event,
+        "lateness": format_duration(spec.lateness),
+        "ttl": format_duration(spec.ttl),
+    }
+    if spec.by:
+        details["keeps"] = ", ".join(spec.by)
+    if spec.alerts:
+        details["alerts"] = f"kafka topic {spec.alerts.kafka}"
+    for name, stage in spec.stages.items():
+        following = f", then {' or '.join(stage.next)}" if stage.next else ""
+        within = f" within {format_duration(stage.sla)}" if stage.sla is not None else ""
+        details[f"stage {name}"] = f"{' or '.join(stage.events)}{following}{within}"
+    return Step("transactions", "transactions", details)
+
+
 def _metric(spec: MetricSpec, rows: str) -> Step:
     details = {"where": _line(spec.where)} if spec.where is not None else {}
     details |= {"key": ", ".join(spec.by) or "none: all events", "window": _window(spec.window)}
@@ -198,7 +234,7 @@ def _without_user(url: str) -> str:
 
 
 _SEVERAL: Final[Mapping[Kind, str]] = {
-    "sink": "all metrics",
+    "sink": "all documents",
     "dead letters": "every step after read",
 }
 

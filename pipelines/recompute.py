@@ -17,7 +17,8 @@ import duckdb
 import pyarrow as pa
 
 from velocity.io.records import TIMESTAMP, rfc3339
-from velocity.pipelines.job import Job, MetricSpec
+from velocity.pipelines.job import Job, MetricSpec, TransactionSpec
+from velocity.pipelines.recompute_transactions import facts
 from velocity.transforms.aggregates import Call, Distinct, Percentile
 from velocity.transforms.fields import TYPES
 from velocity.transforms.metrics import document_id
@@ -90,8 +91,63 @@ def recompute(
         columns = ", ".join(f'({sql}) AS "{name}"' for name, sql in job.derive.items())
         table = _sql(table, f"SELECT *, {columns} FROM rows")
     documents: dict[str, ExpectedDocument] = {}
+    if job.transactions:
+        told = facts(job.transactions, job.source.event_time, _plain_rows(job, table))
+        documents |= _alerts(job, job.transactions, told)
+        types = {name: table.schema.field(name).type for name in job.transactions.by}
+        table = pa.Table.from_pylist(told, schema=_facts_schema(job, types))
     for metric in job.metrics:
         documents |= _documents(job, metric, table)
+    return documents
+
+
+def _plain_rows(job: Job, table: pa.Table) -> list[dict[str, Any]]:
+    """What transactions are made of, with the event time in epoch milliseconds."""
+    assert job.transactions is not None
+    time = job.source.event_time
+    names = dict.fromkeys([job.transactions.key, job.transactions.event, *job.transactions.by])
+    millis = table[time].cast(pa.timestamp("ms")).cast(pa.int64())
+    rows: list[dict[str, Any]] = (
+        table.select(list(names)).append_column("", millis).rename_columns([*names, time])
+    ).to_pylist()
+    return rows
+
+
+def _facts_schema(job: Job, by: Mapping[str, pa.DataType]) -> pa.Schema:
+    columns = {
+        **dict.fromkeys(("transaction", "what", "stage", "next"), pa.string()),
+        "since": TIMESTAMP,
+        "seconds": pa.float64(),
+        job.source.event_time: TIMESTAMP,
+        **by,
+    }
+    return pa.schema(list(columns.items()))
+
+
+def _alerts(
+    job: Job, spec: TransactionSpec, found: Sequence[Mapping[str, Any]]
+) -> dict[str, ExpectedDocument]:
+    """The document of each alert as it is when it has ended: all do, by the ``ttl`` at last."""
+    stuck = {(f["transaction"], f["stage"], f["since"]) for f in found if f["what"] == "stuck"}
+    documents = {}
+    for fact in found:
+        key, name, since = fact["transaction"], fact["stage"], fact["since"]
+        sla = spec.stages[name].sla
+        if sla and fact["what"] in ("resolved", "dropped") and (key, name, since) in stuck:
+            values = {
+                "status": fact["what"],
+                "next": fact["next"],
+                "ended_at": rfc3339(fact[job.source.event_time]),
+                "seconds": fact["seconds"],
+            }
+            documents[document_id(job.job, "alerts", since, [key, name])] = ExpectedDocument(
+                "alerts",
+                rfc3339(since),
+                rfc3339(since + sla // _MILLISECOND),
+                {"transaction": key, "stage": name, **{column: fact[column] for column in spec.by}},
+                {value: Expected(text) for value, text in values.items()},
+                2,
+            )
     return documents
 
 

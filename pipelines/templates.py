@@ -10,6 +10,7 @@ from velocity.io.elastic_setup import IndexTemplate, Policy, Setup, Template
 from velocity.pipelines.graph import Graph, JobError
 from velocity.pipelines.job import ElasticsearchSink, Job
 from velocity.transforms.aggregates import Aggregate, Call, Sum
+from velocity.transforms.transactions import ALERTS
 
 _DATE: Final = {"type": "date"}
 _KEYWORD: Final = {"type": "keyword"}
@@ -82,8 +83,8 @@ def setup_of(graph: Graph, prefix: str = "") -> Setup:
     components = {f"{name}@settings": _component(job, settings)}
     indices: dict[str, IndexTemplate] = {}
     custom = f"velocity-{job.job}@custom"
-    metrics = [metric.name for metric in job.metrics]
     mappings = _mappings(graph)
+    metrics = list(mappings)
     groups = mappings if pattern.by_metric else {"*": _merged(mappings)}
     for metric, mapping in groups.items():
         own = name if metric == "*" else f"{name}-{metric}"
@@ -160,6 +161,11 @@ def _mappings(graph: Graph) -> dict[str, dict[str, Any]]:
         }
         dimensions = {column: dict(_dimension(reduction.columns[column])) for column in metric.by}
         mappings[metric.name] = _mapping(dimensions, values)
+    if spec := graph.job.transactions:
+        kept = {column: dict(_dimension(reduction.columns[column])) for column in spec.by}
+        who = {"transaction": dict(_KEYWORD), "stage": dict(_KEYWORD)}
+        ends = {"status": _KEYWORD, "next": _KEYWORD, "ended_at": _DATE, "seconds": _DOUBLE}
+        mappings[ALERTS] = _mapping({**who, **kept}, {name: dict(t) for name, t in ends.items()})
     return mappings
 
 

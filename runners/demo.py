@@ -1,4 +1,4 @@
-"""The demo: simulated events through the main job to documents, each checked by recomputation."""
+"""The demo: simulated events through jobs to documents, each checked by recomputation."""
 
 import re
 import shutil
@@ -20,7 +20,7 @@ from velocity.pipelines.graph import Graph
 from velocity.pipelines.job import Job
 from velocity.pipelines.jobfile import load
 from velocity.pipelines.produce import produce
-from velocity.pipelines.recompute import ExpectedDocument, Message, differences, recompute
+from velocity.pipelines.recompute import ExpectedDocument, Find, Message, differences, recompute
 from velocity.pipelines.simulator import Kind, Scenario, SimulatedMessage, simulate
 from velocity.runners.embedded import DirectoryService, EmbeddedKafka
 from velocity.runners.options import options_for
@@ -31,18 +31,27 @@ _SHOWN: Final = 5
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z")
 
 
-def demo(*, events: int, seed: int, folder: Path, console: Console | None = None) -> int:
-    """Runs the demo and keeps its documents and dead letters in ``folder``.
+def demo(
+    *,
+    events: int,
+    seed: int,
+    folder: Path,
+    path: Path = JOB,
+    rate: float = 100.0,
+    console: Console | None = None,
+) -> int:
+    """Runs a job over simulated events; its documents and dead letters stay in ``folder``.
 
-    The exit code is 0 if every document equals the recomputation over all events and every
-    malformed message is a dead letter of the right cause, and 1, naming the differences, if not.
+    ``rate`` is the events per second of event time. The exit code is 0 if every document equals
+    the recomputation over all events and every malformed message is a dead letter of the right
+    cause, and 1, naming the differences, if not.
     """
     console = console or Console()
-    scenario = Scenario(seed=seed, events=events)
+    scenario = Scenario(seed=seed, events=events, rate=rate)
     known = directory(seed)
     shutil.rmtree(folder, ignore_errors=True)
     store, dead = folder / "documents.db", folder / "dead-letters"
-    job = redirect(load(JOB), sqlite=store, dead_letters=dead)
+    job = redirect(load(path), sqlite=store, dead_letters=dead)
     topics = {domain.topic: 8 for domain in DOMAINS.values()}
     with EmbeddedKafka(topics) as kafka, DirectoryService(known.tables()) as service:
         console.print(f"Kafka (embedded) at {kafka.bootstrap_servers}, REST at {service.url}")
@@ -129,13 +138,34 @@ def _short(value: Any) -> str:
     return str(value)
 
 
+def services(job: Job, known: Directory) -> dict[str, Find]:
+    """What ``DirectoryService`` answers to each enrichment of a job, by the enrichment's name.
+
+    >>> sorted(services(load(JOB), directory(1)))
+    ['patient', 'provider']
+    """
+    tables = known.tables()
+    found: dict[str, Find] = {}
+    for spec in job.enrich:
+        table = _TABLE.search(spec.get)
+        if not table or table[1] not in tables:
+            raise ValueError(
+                f"enrichment {spec.name} asks {spec.get}; the directory answers "
+                f"{' and '.join(f'/{name}?ids={{keys}}' for name in tables)} alone"
+            )
+        found[spec.name] = tables[table[1]].get
+    return found
+
+
+_TABLE: Final = re.compile(r"/(\w+)\?ids=\{keys\}$")
+
+
 def expected(
     job: Job, messages: Iterable[SimulatedMessage], known: Directory
 ) -> dict[str, ExpectedDocument]:
-    """The documents of the main job, or one with its enrichments, by recomputation."""
-    tables = known.tables()
-    services = {"provider": tables["providers"].get, "patient": tables["patients"].get}
-    return recompute(job, (Message(m.value, m.timestamp_ms) for m in messages), services)
+    """The documents of a job over its messages, by recomputation."""
+    read = (Message(m.value, m.timestamp_ms) for m in messages)
+    return recompute(job, read, services(job, known))
 
 
 def compare(

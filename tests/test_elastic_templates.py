@@ -221,3 +221,12 @@ def test_what_would_be_sent_is_shown_in_its_order_without_a_server() -> None:
         "PUT /_component_template/velocity-orders@mappings",
         "PUT /_index_template/velocity-orders",
     ]
+
+
+def test_alerts_of_transactions_are_found_by_what_they_say() -> None:
+    job = load(JOB.with_stem("transactions"))
+    environment = {"KAFKA": "127.0.0.1:1", "ELASTICSEARCH": "http://127.0.0.1:1"}
+    [index] = setup_of(Graph(job, environment)).indices.values()
+    found = index.mapping["properties"]
+    assert found["values"]["properties"]["status"] == {"type": "keyword"}
+    assert found["dimensions"]["properties"]["transaction"] == {"type": "keyword"}
