@@ -10,6 +10,8 @@ ATTEMPT: Final = "velocity-attempt"
 """The header that says the how-manieth attempt a copy is; an original is the first and has none."""
 ORIGIN: Final = "velocity-origin"
 """The header that says where a copy's first original is: ``<topic>/<partition>/<offset>``."""
+MASKED: Final = "velocity-masked"
+"""The header that says of a dead letter that sensitive fields were taken out of it."""
 
 Headers = Iterable[tuple[str, bytes | None]]
 
@@ -75,7 +77,7 @@ def copy_headers(headers: Headers, origin: Origin, attempt: int) -> list[tuple[s
     >>> copy_headers([("trace", b"1"), ("velocity-attempt", b"2")], Origin("orders", 3, 17), 3)
     [('trace', b'1'), ('velocity-attempt', b'3'), ('velocity-origin', b'orders/3/17')]
     """
-    own = [(name, value) for name, value in headers if name not in (ATTEMPT, ORIGIN)]
+    own = [(name, value) for name, value in headers if name not in (ATTEMPT, ORIGIN, MASKED)]
     return [*own, (ATTEMPT, b"%d" % attempt), (ORIGIN, str(origin).encode())]
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from apache_beam.io.filesystems import FileSystems
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
-from velocity.io.copies import Origin, is_number, origin_of
+from velocity.io.copies import MASKED, Origin, is_number, origin_of
 from velocity.io.dead_letters import checked_job, read_dead_letters
 from velocity.io.dead_letters_kafka import ENVELOPE, OURS
 from velocity.io.kafka_config import KafkaConfig
@@ -54,7 +54,8 @@ class Letter:
     value: bytes | None
     headers: tuple[tuple[str, bytes | None], ...] = ()
     whole: bool = True
-    """Whether ``value`` is all of the original; else it is only in its topic."""
+    """Whether key and value are all of the original; else that is only in its topic: the value was
+    cut for its size, or sensitive fields were taken out."""
     replayed: bool = False
 
     @property
@@ -169,7 +170,11 @@ class ParquetLetters:
 
 def _from_row(row: Mapping[str, Any]) -> Letter:
     headers = tuple((header["name"], header["value"]) for header in row["headers"] or ())
-    return Letter(**{**row, "headers": headers})
+    return Letter(**{**row, "headers": headers, "whole": not _masked(headers)})
+
+
+def _masked(headers: Iterable[tuple[str, bytes | None]]) -> bool:
+    return any(name == MASKED for name, _ in headers)
 
 
 # -- Kafka ----------------------------------------------------------------------------------------
@@ -263,7 +268,7 @@ def letter_of(
         key=key,
         value=value,
         headers=tuple(h for h in headers if h[0] not in OURS),
-        whole=optional("value_bytes", _natural) is None,
+        whole=optional("value_bytes", _natural) is None and not _masked(headers),
     )
 
 

@@ -117,25 +117,6 @@ def main_of(given: Any) -> beam.PCollection:
     return given.main if isinstance(given, WithDeadLetters) else given
 
 
-class Answers(NamedTuple):
-    """What a lookup found out about the keys it was asked for; each key is in one of the three."""
-
-    found: Mapping[str, Mapping[str, Any]]
-    missing: frozenset[str]
-    """Keys that the service does not know."""
-    failed: Mapping[str, str]
-    """Keys that could not be looked up, each with the error."""
-    counts: Mapping[str, int]
-    """What it took, by counter name: ``rest_calls``, ``cache_hits`` and the like."""
-
-
-class Lookup(Protocol):
-    """Finds what is known of keys. It is pickled with the graph, and opens nothing until asked."""
-
-    def lookup(self, keys: Sequence[str]) -> Answers:
-        """Answers for keys, each given once. Blocks until all are answered or have failed."""
-
-
 class Failure(NamedTuple):
     """Why the message at a position of its batch goes no further."""
 
@@ -260,6 +241,11 @@ def counter(name: str) -> Any:
 def gauge(name: str) -> Any:
     """The Beam gauge of that name: of what is set, the latest counts."""
     return Metrics.gauge("velocity", name)
+
+
+def distribution(name: str) -> Any:
+    """The Beam distribution of that name: how many samples, their sum, the least and the greatest."""
+    return Metrics.distribution("velocity", name)
 
 
 def dead_letters(

@@ -1,44 +1,74 @@
-"""What a REST service knows of keys: many keys in one GET, with retries and a cache of answers."""
+"""What a REST service knows of keys: many keys in one call, retries, a breaker, a cache of answers."""
 
 import random
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
-from urllib.parse import quote, urlsplit
+from enum import Enum
+from http import HTTPStatus
+from typing import Any, Final
+from urllib.parse import urlsplit
 
 from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry
 
-from velocity.io.records import Answers
-
-_KEYS: Final = "{keys}"
-_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-
-
-def _require(condition: bool, error: str) -> None:
-    if not condition:
-        raise ValueError(error)
+from velocity.io.lookup import Answers, Keep
+from velocity.io.lookup_cache import Cache
+from velocity.io.rest_breaker import Breaking
+from velocity.io.rest_calls import Calls, Template, check_headers, imported, require
+from velocity.io.rest_tokens import Token
 
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds to wait for a connection, and for each next piece of an answer."""
+    """Seconds to wait for a connection, for each next piece of an answer, and for all of a call."""
 
     connect: float = 2.0
     read: float = 10.0
+    total: float = 30.0
 
     def __post_init__(self) -> None:
-        _require(self.connect > 0, "timeouts.connect: give seconds above 0")
-        _require(self.read > 0, "timeouts.read: give seconds above 0")
+        for name in ("connect", "read", "total"):
+            require(getattr(self, name) > 0, f"timeouts.{name}: give seconds above 0")
+
+
+class Verdict(Enum):
+    """What to do about an answer that is no answer."""
+
+    RETRY = "retry"
+    """The service asks for patience, or is failing: once more, later."""
+    SPLIT = "split"
+    """Too much at once, or one key spoils the call: its halves, each alone."""
+    RENEW = "renew"
+    """The token is not taken: once more with a new one."""
+    FAIL = "fail"
+    """Neither would help until somebody mends the service or the job."""
+
+
+_VERDICTS: Final = {
+    **dict.fromkeys((408, 425, 429, 500, 502, 503, 504), Verdict.RETRY),
+    **dict.fromkeys((400, 404, 410, 413, 414, 422, 431), Verdict.SPLIT),
+    401: Verdict.RENEW,
+}
+UNKNOWN: Final = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
+"""The statuses that say of a key asked for alone that it is not known."""
+TOO_LARGE: Final = frozenset({413, 414, 431})
+"""The statuses that say of a request that it has too many keys."""
+
+
+def verdict(status: int) -> Verdict:
+    """By the status of an answer.
+
+    >>> verdict(503), verdict(413), verdict(403), verdict(302)
+    (<Verdict.RETRY: 'retry'>, <Verdict.SPLIT: 'split'>, <Verdict.FAIL: 'fail'>, <Verdict.FAIL: 'fail'>)
+    """
+    return _VERDICTS.get(status, Verdict.FAIL)
 
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """When a call is made again, and after how long (seconds).
+    """How often a call is made again, and after how long (seconds).
 
-    Broken connections, timeouts and answers with one of ``statuses`` are retried. The pause is
-    drawn evenly from 0 to ``base`` × 2ⁿ, at most ``longest``: "full jitter" of
+    The pause is drawn evenly from 0 to ``base`` × 2ⁿ, at most ``longest``: "full jitter" of
     https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/. It is at least what
     Retry-After (RFC 9110, 10.2.3) asks for, as far as ``longest_retry_after`` allows.
 
@@ -53,13 +83,12 @@ class Retries:
     base: float = 0.2
     longest: float = 10.0
     longest_retry_after: int = 60
-    statuses: frozenset[int] = frozenset({429, 500, 502, 503, 504})
 
     def __post_init__(self) -> None:
-        _require(0 <= self.total <= 100, "retries.total: give 0 to 100")
-        _require(self.base >= 0, "retries.base: give seconds, 0 or more")
-        _require(self.longest >= self.base, "retries.longest: give at least retries.base")
-        _require(self.longest_retry_after >= 0, "retries.longest_retry_after: give 0 or more")
+        require(0 <= self.total <= 100, "retries.total: give 0 to 100")
+        require(self.base >= 0, "retries.base: give seconds, 0 or more")
+        require(self.longest >= self.base, "retries.longest: give at least retries.base")
+        require(self.longest_retry_after >= 0, "retries.longest_retry_after: give 0 or more")
 
     def pause(
         self,
@@ -78,53 +107,45 @@ class Retries:
         return max(asked, uniform(0.0, min(self.longest, self.base * 2**retry)))
 
 
-@dataclass(frozen=True, slots=True)
-class Cache:
-    """How long (seconds) and how many answers are remembered; 0 seconds is not at all."""
-
-    ttl: float = 600.0
-    missing_ttl: float = 30.0
-    size: int = 100_000
-
-    def __post_init__(self) -> None:
-        _require(self.ttl >= 0, "cache.ttl: give seconds, 0 or more")
-        _require(self.missing_ttl >= 0, "cache.missing_ttl: give seconds, 0 or more")
-        _require(self.size >= 1, "cache.size: give 1 or more; ttl 0 turns the cache off")
-
-
 @dataclass(frozen=True, repr=False)
 class RestLookup:
-    """A lookup (``velocity.io.records.Lookup``) by GET, many keys in one call.
+    """A lookup (``velocity.io.lookup.Lookup``) by HTTP: up to ``max_keys`` keys in one call.
 
-    In ``url`` the placeholder ``{keys}`` becomes up to ``max_keys`` keys, each percent-encoded,
-    with commas between. The answer is status 200 and a JSON list of objects, at the dotted path
-    ``items`` or, without one, the whole body; the field ``id`` of each, a string or an integer,
-    names its key. Of several objects with one id the last counts; ids that were not asked for are
-    ignored. A key that the list leaves out is missing, as is a key asked for alone that is
-    answered with 404. The empty key, and in a path ``.`` and ``..``, cannot be asked for and are
-    missing. Redirects are not followed: keys go to the configured service only.
+    ``calls`` makes requests of keys and reads the answers: a ``Template``, or ``MODULE:NAME`` of a
+    class of yours that is a ``velocity.io.rest_calls.Calls``, made without arguments. A key that the
+    answer leaves out is not known, as is one that is asked for alone and answered with 404 or 410.
+    Redirects are not followed: keys go to the configured service only. ``name`` stands in gauges.
 
-    Within one process all equal lookups share one cache, one connection pool and ``concurrency``
-    threads. Secrets belong into ``headers``, whose values are never shown; neither is the query of
-    ``url``, nor a key.
+    What fails (``velocity.io.rest.verdict``): broken connections, timeouts, 408, 425, 429 and 5xx
+    are tried again, ``retries``. A call that is too large (413, 414, 431, a body of more than
+    ``max_bytes``), takes too long, or is refused for what is in it (400, 404, 410, 422) is split, down
+    to the single key that is to blame; after 413, 414 and 431 calls stay that small. A token is
+    renewed once after 401. After ``breaker.failures`` failures in a row no call is made to the host
+    for a while, and ``rate`` bounds its calls a second; both hold for all lookups of the process
+    that say the same of the host.
+
+    Within one process all equal lookups share connections, ``concurrency`` threads and a cache.
+    Secrets belong into ``headers`` and ``token``, whose values are never shown; neither is the query
+    of the address, nor a key.
 
     Raises ``ValueError`` at construction, naming the key and the remedy.
 
-    >>> lookup = RestLookup("http://127.0.0.1:1/providers?ids={keys}", id="id", max_keys=2)
-    >>> lookup.url_of(["P/1", "P,2"])
-    'http://127.0.0.1:1/providers?ids=P%2F1,P%2C2'
+    >>> lookup = RestLookup(Template("http://127.0.0.1:1/providers?ids={keys}", id=("id",)))
     >>> lookup
-    RestLookup('http://127.0.0.1:1/providers', id='id', max_keys=2, headers=[])
+    RestLookup('http://127.0.0.1:1/providers', max_keys=100, headers=[])
     """
 
-    url: str
-    id: str
+    calls: Template | str
     max_keys: int = 100
-    items: str | None = None
+    name: str = "rest"
     headers: Mapping[str, str] = field(default_factory=dict, hash=False)
+    token: Token | None = None
     timeouts: Timeouts = Timeouts()
     retries: Retries = Retries()
-    cache: Cache = Cache()
+    breaker: Breaking = field(default_factory=Breaking)
+    rate: float | None = None
+    """Calls a second, at most."""
+    cache: Cache = field(default_factory=Cache)
     concurrency: int = 8
     max_bytes: int = 10_000_000
     """Of one answer, unpacked."""
@@ -132,61 +153,52 @@ class RestLookup:
     def __post_init__(self) -> None:
         # A copy: who made the mapping must not change the configuration afterwards.
         object.__setattr__(self, "headers", dict(self.headers))
-        _require(self.url.count(_KEYS) == 1, "url: write {keys} once, where the keys go")
-        parts = urlsplit(self.url)
-        _require(
-            parts.scheme in ("http", "https") and bool(parts.hostname),
-            "url: start with http://HOST or https://HOST",
-        )
-        _require("@" not in parts.netloc, "url: move the credentials into headers")
-        _require(_KEYS in parts.path + parts.query, "url: {keys} goes into the path or the query")
-        _require(bool(self.id), "id: name the field of an answered object that holds its key")
-        _require(
-            self.items is None or all(self.items.split(".")),
-            "items: give a dotted path such as data.items, or leave it out",
-        )
-        _require(self.max_keys >= 1, "max_keys: give 1 or more")
-        _require(self.concurrency >= 1, "concurrency: give 1 or more")
-        _require(self.max_bytes >= 1, "max_bytes: give 1 or more")
-        for name, value in self.headers.items():
-            _require(
-                _HEADER_NAME.fullmatch(name) is not None
-                and value.isascii()
-                and value.isprintable()
-                and value == value.strip(),
-                f"headers: {name!r} needs the name of an HTTP header, and a value of printable "
-                "ASCII without blanks around it",
+        require(self.max_keys >= 1, "max_keys: give 1 or more")
+        require(self.concurrency >= 1, "concurrency: give 1 or more")
+        require(self.max_bytes >= 1, "max_bytes: give 1 or more")
+        require(self.rate is None or self.rate > 0, "rate: give calls a second, above 0")
+        check_headers(self.headers)
+        if isinstance(self.calls, str):
+            made = imported(self.calls, "python")
+            lacks = [n for n in ("request", "answers", "can_ask") if not hasattr(made, n)]
+            require(
+                not lacks,
+                f"python: {self.calls} has no {''.join(lacks[:1])}; write a class with the methods "
+                "of velocity.io.rest_calls.Calls",
             )
+        elif not self.calls.many:
+            object.__setattr__(self, "max_keys", 1)
 
     def __repr__(self) -> str:
         return (
-            f"RestLookup({self.address!r}, id={self.id!r}, max_keys={self.max_keys}, "
+            f"RestLookup({self.address!r}, max_keys={self.max_keys}, "
             f"headers={sorted(self.headers)})"
         )
 
     @property
     def address(self) -> str:
         """Where the calls go, for messages: without the query and without any key."""
-        parts = urlsplit(self.url)
-        return f"{parts.scheme}://{parts.netloc}{parts.path}"
+        if isinstance(self.calls, str):
+            return self.calls
+        url = urlsplit(self.calls.url)
+        return f"{url.scheme}://{url.netloc}{url.path}"
 
-    def url_of(self, keys: Sequence[str]) -> str:
-        """The address of one call."""
-        return self.url.replace(_KEYS, ",".join(quote(key, safe="") for key in keys))
+    def made_calls(self) -> Calls:
+        """What makes requests and reads answers."""
+        if isinstance(self.calls, str):
+            made: Any = imported(self.calls, "python")()
+            return made  # type: ignore[no-any-return]
+        return self.calls
 
-    def can_ask(self, key: str) -> bool:
-        """Whether ``url`` can hold the key. An empty one could stand for "all", and URL
-        libraries resolve dots in a path (RFC 3986, 5.2.4), which asks another resource."""
-        return key != "" and (key not in (".", "..") or _KEYS not in urlsplit(self.url).path)
+    def begin(self, keys: Sequence[str], keep: Keep) -> Callable[[], Answers]:
+        """As ``velocity.io.lookup.Lookup.begin``; never raises for what the service does.
 
-    def lookup(self, keys: Sequence[str]) -> Answers:
-        """Answers for keys, each given once, from the cache or the service.
-
-        Blocks until all calls have ended. A call that fails after its retries fails its own keys
-        only. Counts: ``rest_calls`` (requests sent, retries among them), ``rest_retries``,
-        ``rest_keys`` (keys asked of the service), ``cache_hits`` and ``cache_misses``.
+        Counts what ``SharedLookup`` does, and ``rest_calls`` (requests sent, retries among them),
+        ``rest_retries``, ``rest_splits``, ``rest_keys`` (keys asked of the service) and
+        ``rest_held`` (calls that the breaker held back). Measures ``rest_call_ms`` and
+        ``rest_call_keys``; the gauge ``breaker_<name>`` is 0 closed, 1 half open, 2 open.
         """
         # Here, since the client imports this module; and only a worker that asks needs it.
-        from velocity.io.rest_client import client_of
+        from velocity.io.rest_client import lookup_of
 
-        return client_of(self).lookup(keys)
+        return lookup_of(self, keep).begin(keys)

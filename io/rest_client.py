@@ -1,46 +1,68 @@
-"""The live part of a REST lookup: its connections, threads and cache, one client a process."""
+"""The live part of a REST lookup: its connections, and what is done about a call that fails."""
 
-import json
 import random
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.cookiejar import DefaultCookiePolicy
-from threading import Lock
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final
+from urllib.parse import urlsplit
 
 import requests
-from cachetools import TLRUCache
+import urllib3
 from requests.adapters import HTTPAdapter
-from requests.exceptions import ChunkedEncodingError
+from urllib3.exceptions import ReadTimeoutError
 
-from velocity.io.records import Answers
-from velocity.io.rest import RestLookup
+from velocity.io import patience
+from velocity.io.lookup import PART, Failed, Keep
+from velocity.io.lookup_redis import SharedAnswers
+from velocity.io.lookup_shared import Asked, SharedLookup, shared_lookup
+from velocity.io.rest import TOO_LARGE, UNKNOWN, RestLookup, Verdict, verdict
+from velocity.io.rest_breaker import Host, host_of
+from velocity.io.rest_calls import NoAnswer, Request
+from velocity.io.rest_tokens import NoToken, Tokens
 
 _EXCERPT: Final = 200
 _ERROR_BODY: Final = 64 * 1024
+_PIECE: Final = 64 * 1024
 
 
 class _Failure(Exception):
-    """A call gave no answers; ``args[0]`` says why, without secrets."""
+    """A call gave no answers; ``args[0]`` says why, without keys and secrets."""
 
-
-class _Transient(_Failure):
-    """It may do so when made again: the connection broke, or the service asked for patience."""
-
-    def __init__(self, error: str, retry_after: str | None = None) -> None:
+    def __init__(
+        self,
+        error: str,
+        verdict: Verdict = Verdict.FAIL,
+        *,
+        status: int = 0,
+        retry_after: str | None = None,
+        slow: bool = False,
+        token: str | None = None,
+    ) -> None:
         super().__init__(error)
-        self.retry_after = retry_after
+        self.verdict, self.status, self.retry_after = verdict, status, retry_after
+        self.slow, self.token = slow, token
+
+    @property
+    def is_the_hosts(self) -> bool:
+        """Whether it tells of a host that is not well; 429 tells of us."""
+        return self.verdict is Verdict.RETRY and self.status != HTTPStatus.TOO_MANY_REQUESTS
 
 
-_Objects = Mapping[str, Mapping[str, Any]]
+@dataclass
+class _Tally:
+    """What an ask has found and taken so far."""
 
-
-class _Called(NamedTuple):
-    found: _Objects
-    error: str | None
-    requests: int
+    found: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    failed: dict[str, Failed] = field(default_factory=dict)
+    splits: int = 0
+    retries: int = 0
+    held: int = 0
+    millis: list[int] = field(default_factory=list)
+    keys: list[int] = field(default_factory=list)
 
 
 class _Session(requests.Session):
@@ -70,174 +92,209 @@ def session(config: RestLookup) -> requests.Session:
 
 
 class RestClient:
-    """The live part of a ``RestLookup``: its cache, threads and connections; safe for threads.
-
-    Close it, or use it as a context manager, to end both threads and connections.
-    """
+    """Asks one service (``velocity.io.lookup_shared.Source``). Safe for threads."""
 
     def __init__(
         self,
         config: RestLookup,
         *,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], bool] = patience.sleep,
         uniform: Callable[[float, float], float] = random.uniform,
         sessions: Callable[[RestLookup], requests.Session] = session,
+        hosts: Callable[[str], Host] | None = None,
     ) -> None:
-        self._config = config
-        self._sleep = sleep
-        self._uniform = uniform
+        self._config, self._calls = config, config.made_calls()
+        self._clock, self._sleep, self._uniform = clock, sleep, uniform
         self._session = sessions(config)
-        self._threads = ThreadPoolExecutor(config.concurrency, "rest")
-        self._lock = Lock()
-        self._cache: TLRUCache[str, Mapping[str, Any] | None, float] = TLRUCache(
-            config.cache.size, self._expiry, clock
-        )
+        self._tokens = Tokens(config.token, clock=clock) if config.token else None
+        self._host_of = hosts or (lambda name: host_of(name, config.breaker, config.rate))
+        self._hosts: dict[str, Host] = {}
+        self._max_keys = config.max_keys
+        self._last = ""
 
-    def __enter__(self) -> Self:
-        return self
+    @property
+    def max_keys(self) -> int:
+        return self._max_keys
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    @property
+    def concurrency(self) -> int:
+        return self._config.concurrency
+
+    def can_ask(self, key: str) -> bool:
+        return self._calls.can_ask(key)
+
+    def states(self) -> Mapping[str, int]:
+        states = [int(host.breaker.state) for host in self._hosts.values()]
+        return {f"breaker_{self._config.name}": max(states, default=0)}
 
     def close(self) -> None:
-        self._threads.shutdown()
         self._session.close()
 
-    def lookup(self, keys: Sequence[str]) -> Answers:
-        """As ``RestLookup.lookup``."""
-        found: dict[str, Mapping[str, Any]] = {}
-        missing: set[str] = set()
-        unknown: list[str] = []
-        with self._lock, self._cache.timer:
-            for key in keys:
-                try:
-                    known = self._cache[key]
-                except KeyError:
-                    unknown.append(key)
-                    continue
-                if known is None:
-                    missing.add(key)
-                else:
-                    found[key] = known
-        hits = len(keys) - len(unknown)
-        ask = sorted(filter(self._config.can_ask, unknown))  # sorted: retried bundles ask the same
-        missing.update(set(unknown).difference(ask))
-        size = self._config.max_keys
-        chunks = [ask[start : start + size] for start in range(0, len(ask), size)]
-        failed: dict[str, str] = {}
-        requests_sent = 0
-        for chunk, called in zip(chunks, self._threads.map(self._call, chunks), strict=True):
-            requests_sent += called.requests
-            if called.error is not None:
-                failed.update(dict.fromkeys(chunk, called.error))
-                continue
-            with self._lock:
-                for key in chunk:
-                    known = self._cache[key] = called.found.get(key)
-                    if known is None:
-                        missing.add(key)
-                    else:
-                        found[key] = known
+    def ask(self, keys: Sequence[str]) -> Asked:
+        """One call for all of the keys, and as many smaller ones as it takes."""
+        tally = _Tally()
+        self._ask(keys, 0, tally)
         counts = {
-            "rest_calls": requests_sent,
-            "rest_retries": requests_sent - len(chunks),
-            "rest_keys": len(ask),
-            "cache_hits": hits,
-            "cache_misses": len(unknown),
+            "rest_calls": len(tally.millis),
+            "rest_retries": tally.retries,
+            "rest_splits": tally.splits,
+            "rest_keys": len(keys),
+            "rest_held": tally.held,
         }
-        return Answers(found, frozenset(missing), failed, counts)
+        samples = {"rest_call_ms": tally.millis, "rest_call_keys": tally.keys}
+        return Asked(tally.found, tally.failed, counts, samples)
 
-    def _expiry(self, key: str, known: Mapping[str, Any] | None, now: float) -> float:
-        cache = self._config.cache
-        return now + (cache.missing_ttl if known is None else cache.ttl)
-
-    def _call(self, keys: Sequence[str]) -> _Called:
-        retry = 0
+    def _ask(self, keys: Sequence[str], retry: int, tally: _Tally) -> None:
+        """Asks until there is an answer, or all retries are used up; ``retry`` were made before."""
+        retries, refused = self._config.retries, None
         while True:
             try:
-                return _Called(self._get(keys), None, retry + 1)
+                tally.found.update(self._call(keys, refused, tally))
+                return
             except _Failure as failure:
-                error = f"GET {self._config.address}: {failure} (request {retry + 1})"
-                if not isinstance(failure, _Transient) or retry == self._config.retries.total:
-                    return _Called({}, error, retry + 1)
-                self._sleep(self._config.retries.pause(retry, failure.retry_after, self._uniform))
-            retry += 1
+                if len(keys) > 1 and (failure.verdict is Verdict.SPLIT or failure.slow):
+                    if failure.status in TOO_LARGE:
+                        self._max_keys = min(self._max_keys, -(-len(keys) // 2))
+                    if not failure.slow or retry < retries.total:
+                        tally.splits += 1
+                        half = -(-len(keys) // 2)
+                        for part in (keys[:half], keys[half:]):
+                            self._ask(part, retry + failure.slow, tally)
+                        return
+                if failure.status in UNKNOWN and len(keys) == 1:
+                    return
+                if failure.verdict is Verdict.RENEW and failure.token and refused is None:
+                    refused = failure.token
+                elif (
+                    failure.verdict is not Verdict.RETRY
+                    or retry >= retries.total
+                    or not self._sleep(retries.pause(retry, failure.retry_after, self._uniform))
+                ):
+                    return self._give_up(keys, failure, retry, tally)
+                retry += 1
+                tally.retries += 1
 
-    def _get(self, keys: Sequence[str]) -> _Objects:
-        timeouts = self._config.timeouts
+    def _give_up(self, keys: Sequence[str], failure: _Failure, retry: int, tally: _Tally) -> None:
+        error = f"{self._config.address}: {failure} (request {retry + 1})"
+        failed = Failed(error, refused=failure.verdict is Verdict.SPLIT)
+        tally.failed.update(dict.fromkeys(keys, failed))
+
+    def _call(
+        self, keys: Sequence[str], refused: str | None, tally: _Tally
+    ) -> Mapping[str, Mapping[str, Any]]:
+        """One request, if the breaker lets it through."""
+        request = self._calls.request(keys)
+        host = self._host(request.url)
+        if not host.breaker.admits():
+            tally.held += 1
+            raise _Failure(f"not asked, as calls failed several times in a row; {self._last}")
+        well = False
         try:
-            with self._session.get(
-                self._config.url_of(keys),
+            if host.rate and (turn := host.rate.wait()) and not self._sleep(turn):
+                raise _Failure("not asked, as the process ends")
+            began = self._clock()
+            try:
+                found = self._send(request, keys, refused)
+                well = True
+                return found
+            except _Failure as failure:
+                well = not failure.is_the_hosts
+                if not well:
+                    self._last = f"the last: {failure}"
+                raise
+            finally:
+                tally.millis.append(round(1000 * (self._clock() - began)))
+                tally.keys.append(len(keys))
+        finally:
+            host.breaker.ended(well=well)
+
+    def _host(self, url: str) -> Host:
+        name = urlsplit(url).netloc
+        if name not in self._hosts:
+            self._hosts[name] = self._host_of(name)
+        return self._hosts[name]
+
+    def _token(self, refused: str | None = None) -> str | None:
+        try:
+            return self._tokens.get(refused) if self._tokens else None
+        except NoToken as error:
+            raise _Failure(str(error), Verdict.RETRY) from None
+
+    def _send(
+        self, request: Request, keys: Sequence[str], refused: str | None
+    ) -> Mapping[str, Mapping[str, Any]]:
+        timeouts, deadline = self._config.timeouts, self._clock() + self._config.timeouts.total
+        headers = dict(request.headers)
+        token = self._token(refused)
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        try:
+            with self._session.request(
+                request.method,
+                request.url,
+                data=request.body,
+                headers=headers,
                 stream=True,
-                timeout=(timeouts.connect, timeouts.read),
+                timeout=(timeouts.connect, min(timeouts.read, timeouts.total)),
                 allow_redirects=False,
             ) as answer:
                 ok = answer.status_code == HTTPStatus.OK
-                body = _read(answer, self._config.max_bytes if ok else _ERROR_BODY)
-        except (requests.ConnectionError, requests.Timeout, ChunkedEncodingError) as error:
-            raise _Transient(_describe(error)) from error
-        except requests.RequestException as error:
-            raise _Failure(_describe(error)) from error
-        if answer.status_code == HTTPStatus.NOT_FOUND and len(keys) == 1:
-            return {}
+                limit = self._config.max_bytes if ok else _ERROR_BODY
+                body = self._read(answer, limit, deadline)
+        except (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError) as error:
+            slow = isinstance(error, requests.ReadTimeout | ReadTimeoutError)
+            raise _Failure(_describe(error), Verdict.RETRY, slow=slow) from error
+        except (requests.RequestException, OSError) as error:
+            raise _Failure(_describe(error), Verdict.RETRY) from error
         if ok and len(body) <= self._config.max_bytes:
             try:
-                return self._objects(body)
-            except _Failure as failure:
-                problem = str(failure)
-        elif ok:
-            problem = f"more than max_bytes ({self._config.max_bytes}); lower max_keys or raise it"
+                return self._calls.answers(body, keys)
+            except NoAnswer as error:
+                raise _Failure(f"{error}: {self._came(answer, body, keys, token)}") from None
+        if ok:
+            limit = self._config.max_bytes
+            problem = f"more than max_bytes ({limit}); lower max_keys or raise it"
         elif answer.is_redirect:
             problem = "a redirect, which is not followed; give the final url"
         else:
             problem = "not status 200"
-        came = self._came(answer, body)
-        if answer.status_code in self._config.retries.statuses:
-            raise _Transient(f"{problem}: {came}", answer.headers.get("Retry-After"))
-        raise _Failure(f"{problem}: {came}")
+        raise _Failure(
+            f"{problem}: {self._came(answer, body, keys, token)}",
+            Verdict.SPLIT if ok else verdict(answer.status_code),
+            status=answer.status_code,
+            retry_after=answer.headers.get("Retry-After"),
+            token=token,
+        )
 
-    def _objects(self, body: bytes) -> _Objects:
-        """The answered objects by key; ``_Failure`` says in what the body is no such answer."""
-        try:
-            # Python's own reader takes NaN and Infinity, which are no JSON (RFC 8259).
-            answer = json.loads(body, parse_constant=_refuse)
-        except (ValueError, RecursionError):
-            raise _Failure("not JSON") from None
-        where = "the answer"
-        for name in self._config.items.split(".") if self._config.items else ():
-            if not isinstance(answer, dict) or name not in answer:
-                raise _Failure(f"{where} has no field {name!r}")
-            answer = answer[name]
-            where = self._config.items or where
-        if not isinstance(answer, list):
-            raise _Failure(f"{where} is not a list")
-        objects: dict[str, Mapping[str, Any]] = {}
-        for item in answer:
-            key = item.get(self._config.id) if isinstance(item, dict) else None
-            if isinstance(key, bool) or not isinstance(key, str | int):
-                raise _Failure(f"an item has no string or integer {self._config.id!r}")
-            objects[str(key)] = item
-        return objects
+    def _read(self, answer: requests.Response, limit: int, deadline: float) -> bytes:
+        """The body, or of a longer one more than ``limit`` bytes and little more."""
+        body = bytearray()
+        # read1 returns what has come, so that drops of an answer don't outlast the deadline.
+        while piece := answer.raw.read1(_PIECE, decode_content=True):
+            body += piece
+            if len(body) > limit:
+                break
+            if self._clock() > deadline:
+                total = self._config.timeouts.total
+                raise _Failure(f"not all came within {total:g} s", Verdict.RETRY, slow=True)
+        return bytes(body)
 
-    def _came(self, answer: requests.Response, body: bytes) -> str:
-        """What came, in short. A service may echo what it was sent, so secrets are cut out."""
-        for value in self._config.headers.values():
-            for secret in (value, *(word for word in value.split() if len(word) >= 8)):
-                body = body.replace(secret.encode(), b"***") if secret else body
+    def _came(
+        self, answer: requests.Response, body: bytes, keys: Sequence[str], token: str | None
+    ) -> str:
+        """What came, in short. A service may echo what it was sent: keys and secrets are cut out."""
         kind = answer.headers.get("Content-Type", "none")[:100]
-        start = body[:_EXCERPT].decode("utf-8", "replace")
-        return f"status {answer.status_code}, content type {kind!r}, body starts with {start!r}"
-
-
-def _read(answer: requests.Response, limit: int) -> bytes:
-    """The body, or of a longer one more than ``limit`` bytes and little more."""
-    body = bytearray()
-    for piece in answer.iter_content(64 * 1024):
-        body += piece
-        if len(body) > limit:
-            break
-    return bytes(body)
+        start = body[: 4 * _EXCERPT].decode("utf-8", "replace")
+        for secret in (*self._config.headers.values(), token or ""):
+            for word in (secret, *(word for word in secret.split() if len(word) >= 8)):
+                start = start.replace(word, "***") if word else start
+        for part in sorted({part for key in keys for part in key.split(PART)}, key=len)[::-1]:
+            start = re.sub(rf"(?<!\w){re.escape(part)}(?!\w)", "***", start) if part else start
+        return (
+            f"status {answer.status_code}, content type {kind!r}, "
+            f"body starts with {start[:_EXCERPT]!r}"
+        )
 
 
 def _describe(error: BaseException) -> str:
@@ -249,17 +306,15 @@ def _describe(error: BaseException) -> str:
     return f"{kind} ({root})" if root and root != kind else kind
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
+def lookup_of(config: RestLookup, keep: Keep) -> SharedLookup:
+    """This process's lookup for the configuration, made at first use and kept to the end."""
 
+    def make() -> SharedLookup:
+        cache, shared = config.cache, None
+        if cache.redis is not None:
+            space = f"{config.calls!r} {sorted(config.headers.items())!r} {config.token!r}"
+            ttl, missing_ttl = cache.ttl, cache.missing_ttl
+            shared = SharedAnswers(cache.redis, space, ttl=ttl, missing_ttl=missing_ttl)
+        return SharedLookup(RestClient(config), keep, cache, shared=shared)
 
-_clients: Final[dict[RestLookup, RestClient]] = {}
-_clients_lock: Final = Lock()
-
-
-def client_of(config: RestLookup) -> RestClient:
-    """This process's client for the configuration, made at first use and kept to the end."""
-    with _clients_lock:
-        if config not in _clients:
-            _clients[config] = RestClient(config)
-        return _clients[config]
+    return shared_lookup(config, keep, make)

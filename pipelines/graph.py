@@ -24,10 +24,11 @@ from velocity.io.elastic_index import IndexPattern
 from velocity.io.kafka import ReadFromKafka
 from velocity.io.kafka_config import KafkaConfig
 from velocity.io.kafka_consumer import Offsets
-from velocity.io.records import Format, Lookup, WithDeadLetters
+from velocity.io.lookup import Lookup
+from velocity.io.records import Format, WithDeadLetters
 from velocity.io.registry_formats import registry_format
-from velocity.io.rest import Cache, RestLookup, Retries, Timeouts
 from velocity.io.sqlite import WriteToSqlite
+from velocity.pipelines import enrichments
 from velocity.pipelines.follow import FollowError, WriteAlerts, follow
 from velocity.pipelines.job import (
     VARIABLE,
@@ -40,10 +41,11 @@ from velocity.pipelines.job import (
 )
 from velocity.transforms.decode import JsonDecoder
 from velocity.transforms.derive import Derive, Where
-from velocity.transforms.enrich import Added, Enrich, Enrichment
+from velocity.transforms.enrich import Enrich, Enrichment
 from velocity.transforms.fields import Field
 from velocity.transforms.metrics import WindowedMetrics
 from velocity.transforms.partials import Metric
+from velocity.transforms.sensitive import Mask, Protect, Sensitive
 from velocity.transforms.sns import SnsEnvelope
 from velocity.transforms.transactions import FollowTransactions
 from velocity.transforms.windows import Fixed, Session, Sliding, Window
@@ -149,27 +151,62 @@ class Graph:
     def enriched_schema(self) -> pa.Schema:
         """Of rows after all enrichments."""
         schema = self.decoder.schema
-        for i, spec in enumerate(self.job.enrich):
+        for i in (i for level in self.enrichment_levels for i in level):
             with _at("enrich", i):
-                schema = Enrichment(spec.key, _added(spec), name=spec.name).schema(schema)
+                schema = enrichments.enrichment(self.job.enrich[i]).schema(schema)
         return schema
 
     @cached_property
+    def enrichment_levels(self) -> Sequence[Sequence[int]]:
+        """The numbers of enrichments that are looked up at once, level by level."""
+        return enrichments.levels(self.job.enrich)
+
+    @cached_property
     def enrichments(self) -> Sequence[Enrich]:
-        """By REST, in the job's order."""
-        return [self._enrich(i, spec) for i, spec in enumerate(self.job.enrich)]
+        """A step for each level."""
+        made = {i: self._enrichment(i) for level in self.enrichment_levels for i in level}
+        return [Enrich(*(made[i] for i in level)) for level in self.enrichment_levels]
+
+    @cached_property
+    def sensitive(self) -> Sensitive | None:
+        spec = self.job.sensitive
+        if spec is None:
+            return None
+        with _at("sensitive", "fields"):
+            if self.job.source.event_time in spec.fields:
+                raise ValueError("the event time decides the windows; leave it out")
+            secret = self._optional(spec.hash_with, "sensitive", "hash_with")
+            return Sensitive(tuple(spec.fields), secret or "")
+
+    @cached_property
+    def protect(self) -> Protect | None:
+        """Of enriched rows, and of all that is made of them."""
+        if self.sensitive is None:
+            return None
+        with _at("sensitive", "fields"):
+            return Protect(self.sensitive, self.enriched_schema)
+
+    @cached_property
+    def protected_schema(self) -> pa.Schema:
+        """Of enriched rows without what is sensitive; nothing secret is needed for it."""
+        spec = self.job.sensitive
+        if spec is None:
+            return self.enriched_schema
+        with _at("sensitive", "fields"):
+            stand_in = spec.hash_with or ""
+            return Sensitive(tuple(spec.fields), stand_in).schema(self.enriched_schema)
 
     @cached_property
     def derive(self) -> Derive | None:
         if not self.job.derive:
             return None
         with _at("derive"):
-            return Derive(self.job.derive, schema=self.enriched_schema)
+            return Derive(self.job.derive, schema=self.protected_schema)
 
     @cached_property
     def derived_schema(self) -> pa.Schema:
         """Of rows with all their columns."""
-        return self.derive.schema if self.derive else self.enriched_schema
+        return self.derive.schema if self.derive else self.protected_schema
 
     @cached_property
     def transactions(self) -> FollowTransactions | None:
@@ -311,7 +348,10 @@ class Graph:
             _ = rows | "Archive enriched" >> self.archives[Kind.ENRICHED]
         documents, dead = self.documents(rows)
         dead = [dead, *(documents | f"Write to {name}" >> s for name, s in self.sinks.items())]
-        dead | "All dead letters" >> beam.Flatten() | "Write dead letters" >> self.dead_letters
+        letters = dead | "All dead letters" >> beam.Flatten()
+        if self.sensitive:
+            letters = letters | "Mask dead letters" >> Mask(self.sensitive)
+        letters | "Write dead letters" >> self.dead_letters
 
     def rows(self, decoded: Any) -> Any:
         """From decoded rows, wherever they come from, to those that metrics are computed from."""
@@ -320,6 +360,8 @@ class Graph:
             flow = flow | "Filter" >> self.filter
         for enrich in self.enrichments:
             flow = flow | enrich
+        if self.protect:
+            flow = flow | "Protect" >> self.protect
         if self.derive:
             flow = flow | "Derive" >> self.derive
         return flow
@@ -349,35 +391,18 @@ class Graph:
         with _at(*place):
             return KafkaConfig(servers, options)
 
-    def _enrich(self, i: int, spec: EnrichmentSpec) -> Enrich:
-        place = ("enrich", i)
-        url = self._text(spec.get, *place, "get")
-        headers = {n: self._text(v, *place, "headers", n) for n, v in spec.headers.items()}
-        with _at(*place):
-            lookup = RestLookup(
-                url,
-                id=spec.id,
-                max_keys=spec.max_keys,
-                items=spec.items,
-                headers=headers,
-                timeouts=Timeouts(
-                    spec.timeouts.connect.total_seconds(), spec.timeouts.read.total_seconds()
-                ),
-                retries=Retries(spec.retries),
-                cache=Cache(
-                    spec.cache.ttl.total_seconds(),
-                    spec.cache.missing_ttl.total_seconds(),
-                    spec.cache.size,
-                ),
-                concurrency=spec.concurrency,
-            )
-            return Enrich(
-                self.around_lookup(lookup, spec),
-                key=spec.key,
-                add=_added(spec),
-                on_missing=spec.on_missing,
-                on_error=spec.on_error,
-                name=spec.name,
+    def _enrichment(self, i: int) -> Enrichment:
+        spec = self.job.enrich[i]
+
+        def text(given: str, *place: str | int) -> str:
+            return self._text(given, "enrich", i, *place)
+
+        types = {name: field.type for name, field in self.job.fields.items()}
+        for other in self.job.enrich:
+            types |= {column: what.type for column, what in other.add.items()}
+        with _at("enrich", i):
+            return enrichments.enrichment(
+                spec, self.around_lookup(enrichments.lookup(spec, types, text), spec)
             )
 
     def _metric(self, spec: MetricSpec) -> Metric:
@@ -424,10 +449,6 @@ def _at(*place: str | int) -> Iterator[None]:
         raise
     except ValueError as error:
         raise JobError(str(error), *place) from error
-
-
-def _added(spec: EnrichmentSpec) -> dict[str, Added]:
-    return {column: Added(added.path, added.type) for column, added in spec.add.items()}
 
 
 def window_of(spec: WindowSpec) -> Window:

@@ -104,8 +104,8 @@ def _or_null(*choices: str) -> Any:
     )
 
 
-OnMissing = Annotated[Literal["null", "dead_letter"], *_or_null("dead_letter")]
-OnError = Annotated[Literal["fail", "dead_letter", "null"], *_or_null("fail", "dead_letter")]
+Policy = Annotated[Literal["null", "dead_letter"], *_or_null("dead_letter")]
+OnError = Annotated[Literal["wait", "dead_letter", "null"], *_or_null("wait", "dead_letter")]
 
 
 class Model(BaseModel):
@@ -115,7 +115,7 @@ class Model(BaseModel):
 
 
 class Shorthand(Model):
-    """A model that may be written as one string, the value of the key ``_shorthand`` names."""
+    """A model that may be written as the value of the key ``_shorthand`` names: text, or a list."""
 
     @classmethod
     def _shorthand(cls) -> str:
@@ -124,7 +124,7 @@ class Shorthand(Model):
     @model_validator(mode="before")
     @classmethod
     def _expand(cls, given: Any) -> Any:
-        return {cls._shorthand(): given} if isinstance(given, str) else given
+        return {cls._shorthand(): given} if isinstance(given, str | list) else given
 
     @classmethod
     def __get_pydantic_json_schema__(
@@ -245,7 +245,9 @@ class Source(Model):
 class AddedSpec(Shorthand):
     """A column that an enrichment adds. Short: its path alone."""
 
-    path: str = Field(description="Where the answer has it; dots go into objects: `address.city`.")
+    path: str = Field(
+        description="Where the answer has it: a JMESPath expression, such as `address.city`."
+    )
     type: Type = Field("string", description="Of the column; another in the answer is an error.")
 
     @classmethod
@@ -261,6 +263,18 @@ class CacheSpec(Model):
         timedelta(seconds=30), description="How long it holds that a key is not known."
     )
     size: int = Field(100_000, ge=1, description="Answers, at most.")
+    stale_while_revalidate: Duration = Field(
+        timedelta(0),
+        description="How much longer an old answer is used, while a new one is asked for in the "
+        "background.",
+    )
+    stale_if_error: Duration = Field(
+        timedelta(0), description="How much longer an old answer is used if the service fails."
+    )
+    redis: str | None = Field(
+        None,
+        description="`redis://HOST:PORT/DATABASE`: a Redis in which all workers share answers.",
+    )
 
 
 class TimeoutSpec(Model):
@@ -268,37 +282,112 @@ class TimeoutSpec(Model):
 
     connect: Duration = Field(timedelta(seconds=2), description="To reach the service.")
     read: Duration = Field(timedelta(seconds=10), description="From one byte to the next.")
+    total: Duration = Field(timedelta(seconds=30), description="From its begin to the last byte.")
+
+
+class BreakerSpec(Model):
+    """When no calls are made to a host that fails."""
+
+    failures: int = Field(10, ge=1, description="In a row, after which no call is made.")
+    open_for: Duration = Field(
+        timedelta(seconds=5), description="How long; then one call shows whether it is well again."
+    )
+
+
+class TokenSpec(Model):
+    """A bearer token that expires: from exactly one of `url` and `command`."""
+
+    url: str | None = Field(None, description="Of an OAuth 2 server (client credentials).")
+    client_id: str | None = Field(None, description="With `url`.")
+    client_secret: str | None = Field(None, description="With `url`; as `${ENV}`.")
+    scope: str | None = Field(None, description="With `url`.")
+    command: str | None = Field(None, description="A program that prints a token; no shell.")
+    ttl: Duration = Field(
+        timedelta(minutes=5),
+        description="How long a token holds that a command has printed, or whose server does not "
+        "say.",
+    )
 
 
 class EnrichmentSpec(Model):
-    """A REST service that knows more of a key; many keys are asked for in one call."""
+    """A service that knows more of a key: exactly one of `get`, `post`, `python` and `beam`."""
 
-    name: Name = Field(description="Stands in errors and in the plan.")
-    get: str = Field(
-        description="The address to GET; `{keys}` becomes the keys, with commas between."
+    name: Name = Field(description="Stands in errors, in metrics and in the plan.")
+    get: str | None = Field(
+        None,
+        description="The address to GET. `{keys}` becomes the keys, with commas between; or `{key}` "
+        "the one key of a call, if the service takes no more.",
     )
-    key: Column = Field(description="The column that holds the key.")
-    id: str = Field(description="The field of each answered object that holds its key.")
+    post: str | None = Field(None, description="The address to POST `body` to.")
+    body: dict[str, Any] | None = Field(
+        None,
+        description="With `post`, JSON: the text `{keys}` becomes the list of keys, `{key}` the one "
+        "key of a call.",
+    )
+    python: str | None = Field(
+        None,
+        description="`MODULE:NAME` of a class of yours that makes requests and reads answers.",
+    )
+    beam: str | None = Field(
+        None,
+        description="`MODULE:NAME` of what makes a handler of Beam's `Enrichment`.",
+    )
+    key: Column | list[Column] = Field(
+        description="The column that holds the key; or several, each `{COLUMN}` of an address."
+    )
+    id: str | list[str] | None = Field(
+        None,
+        description="The field of each answered object that holds its key (JMESPath), one for each "
+        "column of the key. Without it the answer is an object by key, or the one object.",
+    )
     items: str | None = Field(
-        None, description="Where the answer holds the list of objects; without, it is the list."
+        None, description="Where the answer holds the objects (JMESPath); without, it is them."
     )
     add: dict[Column, AddedSpec] = Field(min_length=1, description="The columns to add.")
     max_keys: int = Field(100, ge=1, description="Keys in one call, at most.")
     headers: dict[str, str] = Field(
         default_factory=dict, description="Sent with each call; secrets as `${ENV}`."
     )
+    token: TokenSpec | None = None
     concurrency: int = Field(8, ge=1, le=256, description="Calls at a time, in each process.")
+    rate: float | None = Field(
+        None, gt=0, description="Calls a second to the host, at most, from each process."
+    )
     timeouts: TimeoutSpec = Field(default_factory=TimeoutSpec)
     retries: int = Field(5, ge=0, le=100, description="How often a failed call is made again.")
+    breaker: BreakerSpec = Field(default_factory=BreakerSpec)
     cache: CacheSpec = Field(default_factory=CacheSpec)
-    on_missing: OnMissing = Field(
-        "null", description="What becomes of events whose key the service does not know."
+    on_missing: Policy | dict[Column, str | int | float | bool | None] = Field(
+        "null",
+        description="What becomes of events whose key the service does not know; `{city: unknown}` "
+        "gives columns values.",
     )
     on_error: OnError = Field(
-        "fail",
-        description="What becomes of events whose key can't be looked up after all retries; "
-        "`fail` fails the bundle, and the runner tries it again.",
+        "wait",
+        description="What becomes of events whose key can't be looked up after all retries: `wait` "
+        "holds them, and all behind them, until the service is back.",
     )
+    wait_at_most: Duration = Field(
+        timedelta(minutes=5),
+        description="How long a bundle waits before it fails, and the runner begins it again; less "
+        "than the runner's patience with a checkpoint.",
+    )
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The columns of the key."""
+        return (self.key,) if isinstance(self.key, str) else tuple(self.key)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "EnrichmentSpec":
+        given = [key for key in ("get", "post", "python", "beam") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError("give exactly one of get, post, python and beam")
+        if (self.body is None) != (self.post is None):
+            raise ValueError("post and body go together")
+        if not self.keys:
+            raise ValueError("key: name at least one column")
+        return self
 
 
 class WindowSpec(Model):
@@ -544,6 +633,24 @@ class ArchiveSpec(Model):
         return self
 
 
+class SensitiveSpec(Shorthand):
+    """Fields that are dropped, or hashed, before anything is stored or logged. Short: their names."""
+
+    fields: list[Column] = Field(
+        min_length=1, description="Fields of the events, or columns that an enrichment adds."
+    )
+    hash_with: str | None = Field(
+        None,
+        min_length=1,
+        description="A secret, as `${ENV}`: with it fields are hashed (HMAC-SHA256), and can still be "
+        "counted and grouped by; without it they are dropped after enrichment.",
+    )
+
+    @classmethod
+    def _shorthand(cls) -> str:
+        return "fields"
+
+
 class DeadLetterSpec(Model):
     """Where events go that can't be carried to their end: exactly one."""
 
@@ -574,7 +681,12 @@ class Job(Model):
         None, description="A SQL condition: events that don't meet it are left out, unenriched."
     )
     enrich: list[EnrichmentSpec] = Field(
-        default_factory=list, description="In this order, each sees what those before added."
+        default_factory=list,
+        description="Those that need nothing of each other are looked up at once; one whose `key` "
+        "another adds comes after it.",
+    )
+    sensitive: SensitiveSpec | None = Field(
+        None, description="Fields that are dropped, or hashed, before anything is stored or logged."
     )
     derive: dict[Column, Expression] = Field(
         default_factory=dict, description="Columns computed after enrichment, by SQL expressions."
@@ -586,6 +698,16 @@ class Job(Model):
     archive: ArchiveSpec | None = Field(
         None, description="Events kept as Parquet files, for replays and batch readers."
     )
+
+    @model_validator(mode="after")
+    def _raw_archive_holds_nothing_sensitive(self) -> "Job":
+        if self.sensitive is not None and self.archive is not None and self.archive.raw:
+            raise PydanticCustomError(
+                "sensitive_archive",
+                "archive.raw keeps messages whole, with their sensitive fields: leave raw out",
+                {"place": ("archive", "raw")},
+            )
+        return self
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> "Job":

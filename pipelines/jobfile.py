@@ -453,7 +453,7 @@ def check(job: Job, environment: Mapping[str, str], source: Source | None = None
     return sorted(problems, key=lambda problem: problem.line or 0)
 
 
-_KEYS: Final = {"url": "get", "hosts": "url"}
+_KEYS: Final = {"hosts": "url"}
 """What a transform calls a key, and what a job calls it."""
 
 
@@ -521,7 +521,15 @@ def variables(job: Job) -> list[str]:
     ['ELASTICSEARCH', 'KAFKA', 'PROVIDERS']
     """
     reaching = job.model_dump_json(
-        include={"source", "enrich", "transactions", "sinks", "dead_letters", "archive"}
+        include={
+            "source",
+            "enrich",
+            "sensitive",
+            "transactions",
+            "sinks",
+            "dead_letters",
+            "archive",
+        }
     )
     return sorted(set(VARIABLE.findall(reaching)))
 
@@ -534,6 +542,7 @@ def _parts(job: Job) -> Iterator[_Part]:
         yield _Part(so_far, lambda graph: graph.enriched_schema)
         alone = job.model_copy(update={"enrich": [enrichment]})
         yield _Part(alone, lambda graph: graph.enrichments, ("enrich", i), ("enrich", 0))
+    yield _Part(job, lambda graph: graph.protect)
     for column, expression in job.derive.items():
         alone = job.model_copy(update={"derive": {column: expression}})
         yield _Part(alone, lambda graph: graph.derive, ("derive", column), ("derive",))

@@ -17,10 +17,12 @@ from velocity.io.kafka import ReadFromKafka
 from velocity.io.kafka_config import KafkaConfig
 from velocity.io.kafka_sink import WriteToKafka
 from velocity.io.rest import RestLookup
+from velocity.io.rest_calls import Template
 from velocity.io.sqlite import WriteToSqlite
+from velocity.transforms.answers import Added
 from velocity.transforms.decode import Decode, JsonDecoder
 from velocity.transforms.derive import Derive, Where
-from velocity.transforms.enrich import Added, Enrich
+from velocity.transforms.enrich import Enrich, Enrichment
 from velocity.transforms.fields import Field
 from velocity.transforms.metrics import WindowedMetrics
 from velocity.transforms.partials import Metric
@@ -32,6 +34,7 @@ __all__ = [
     "Derive",
     "Enrich",
     "EnrichByRest",
+    "Enrichment",
     "Field",
     "Fixed",
     "JsonDecoder",
@@ -42,6 +45,7 @@ __all__ = [
     "RestLookup",
     "Session",
     "Sliding",
+    "Template",
     "Where",
     "WindowedMetrics",
     "WriteDeadLettersToKafka",
@@ -57,7 +61,7 @@ class EnrichByRest(beam.PTransform):
 
     ``url`` holds ``{keys}``, ``id`` names the field of an answered object that holds its key,
     ``key`` the column to look up, ``add`` the columns to add. ``rest`` are further arguments of
-    ``RestLookup``, ``policy`` those of ``Enrich``.
+    ``RestLookup``, ``policy`` those of ``Enrichment``.
     """
 
     def __init__(
@@ -71,7 +75,8 @@ class EnrichByRest(beam.PTransform):
         **policy: Any,
     ) -> None:
         super().__init__()
-        self._enrich = Enrich(RestLookup(url, id, **(rest or {})), key=key, add=add, **policy)
+        lookup = RestLookup(Template(url, id=(id,)), **(rest or {}))
+        self._enrich = Enrich(Enrichment(lookup, key, add, **policy))
 
     def expand(self, pvalueish: Any) -> Any:
         return pvalueish | self._enrich

@@ -3,12 +3,13 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal
 
 from rich.text import Text
 from rich.tree import Tree
 
+from velocity.pipelines.enrichments import levels
 from velocity.pipelines.job import (
     EnrichmentSpec,
     FieldSpec,
@@ -26,6 +27,7 @@ Kind = Literal[
     "decode",
     "filter",
     "enrich",
+    "protect",
     "derive",
     "archive",
     "transactions",
@@ -66,17 +68,17 @@ def plan(job: Job) -> Sequence[Step]:
     dead letters: decode, enrich provider, derive, metric orders_by_city, elasticsearch
     """
     steps = list(_rows(job))
-    rows = steps[-1].name
+    rows = _ends(steps)
     metrics = [_metric(metric, rows) for metric in job.metrics]
-    alerts = (rows,) if job.transactions else ()
+    alerts = rows if job.transactions else ()
     sinks = list(_sinks(job, (*alerts, *(step.name for step in metrics))))
     steps += [*metrics, *sinks]
     dead = _dead_letters(job, tuple(step.name for step in steps[1:]))
-    [events, *_] = [step.name for step in reversed(steps) if step.kind in _OF_EVENTS]
+    events = _ends([step for step in steps if step.kind in _OF_EVENTS])
     return [*steps, *_archives(job, events), dead]
 
 
-_OF_EVENTS: Final = ("decode", "filter", "enrich", "derive")
+_OF_EVENTS: Final = ("decode", "filter", "enrich", "protect", "derive")
 """Kinds of steps that put out events."""
 
 
@@ -86,8 +88,15 @@ def _rows(job: Job) -> Iterator[Step]:
     before = yield from _next(_decode(job), before)
     if job.filter is not None:
         before = yield from _next(Step("filter", "filter", {"where": _line(job.filter)}), before)
-    for enrichment in job.enrich:
-        before = yield from _next(_enrich(enrichment), before)
+    for level in levels(job.enrich):
+        steps = [_enrich(job.enrich[i]) for i in level]
+        for step in steps:
+            yield replace(step, inputs=before)
+        before = tuple(step.name for step in steps)
+    if job.sensitive is not None:
+        how = "hashed" if job.sensitive.hash_with else "dropped"
+        details = {how: ", ".join(job.sensitive.fields)}
+        before = yield from _next(Step("protect", "protect", details), before)
     if job.derive:
         columns = {name: _line(expression) for name, expression in job.derive.items()}
         before = yield from _next(Step("derive", "derive", columns), before)
@@ -95,8 +104,14 @@ def _rows(job: Job) -> Iterator[Step]:
         yield from _next(_transactions(job.transactions), before)
 
 
+def _ends(steps: Sequence[Step]) -> tuple[str, ...]:
+    """The steps whose output no other takes."""
+    taken = {name for step in steps for name in step.inputs}
+    return tuple(step.name for step in steps if step.name not in taken)
+
+
 def _next(step: Step, inputs: tuple[str, ...]) -> Any:
-    yield Step(step.name, step.kind, step.details, inputs)
+    yield replace(step, inputs=inputs)
     return (step.name,)
 
 
@@ -142,18 +157,30 @@ def _field(name: str, spec: FieldSpec) -> str:
 
 
 def _enrich(spec: EnrichmentSpec) -> Step:
-    details = {
-        "get": _without_user(spec.get),
-        "key": spec.key,
+    ways = {way: getattr(spec, way) for way in ("get", "post", "python", "beam")}
+    details = {way: _without_user(text) for way, text in ways.items() if text is not None}
+    details |= {
+        "key": ", ".join(spec.keys),
         "adds": ", ".join(f"{name} {added.type}" for name, added in spec.add.items()),
-        "keys per call": f"{spec.max_keys:,}",
+    }
+    if spec.beam is None:
+        details["keys per call"] = f"{spec.max_keys:,}"
+    details |= {
         "cache": f"{spec.cache.size:,} answers for {format_duration(spec.cache.ttl)}, "
         f"unknown keys for {format_duration(spec.cache.missing_ttl)}",
-        "on missing": spec.on_missing,
+        "on missing": spec.on_missing
+        if isinstance(spec.on_missing, str)
+        else ", ".join(f"{column} {value!r}" for column, value in spec.on_missing.items()),
         "on error": spec.on_error,
     }
+    if spec.on_error == "wait":
+        details["on error"] += f", {format_duration(spec.wait_at_most)} in one bundle"
     if spec.headers:
         details["headers"] = ", ".join(spec.headers)
+    if spec.token is not None:
+        details["token"] = (
+            "by command" if spec.token.command else _without_user(str(spec.token.url))
+        )
     return Step(f"enrich {spec.name}", "enrich", details)
 
 
@@ -175,14 +202,14 @@ def _transactions(spec: TransactionSpec) -> Step:
     return Step("transactions", "transactions", details)
 
 
-def _metric(spec: MetricSpec, rows: str) -> Step:
+def _metric(spec: MetricSpec, rows: tuple[str, ...]) -> Step:
     details = {"where": _line(spec.where)} if spec.where is not None else {}
     details |= {"key": ", ".join(spec.by) or "none: all events", "window": _window(spec.window)}
     if spec.emit.early is not None:
         details["early"] = f"every {format_duration(spec.emit.early)}"
     details["lateness"] = format_duration(spec.emit.lateness)
     details |= {name: _line(value) for name, value in spec.values.items()}
-    return Step(f"metric {spec.name}", "metric", details, (rows,))
+    return Step(f"metric {spec.name}", "metric", details, rows)
 
 
 def _window(spec: WindowSpec) -> str:
@@ -208,11 +235,11 @@ def _sinks(job: Job, metrics: tuple[str, ...]) -> Iterator[Step]:
         yield Step("sqlite", "sink", {"path": job.sinks.sqlite.path}, metrics)
 
 
-def _archives(job: Job, rows: str) -> Iterator[Step]:
+def _archives(job: Job, rows: tuple[str, ...]) -> Iterator[Step]:
     if job.archive and job.archive.raw:
         yield Step("archive raw", "archive", {"path": job.archive.path}, ("decode",))
     if job.archive and job.archive.enriched:
-        yield Step("archive enriched", "archive", {"path": job.archive.path}, (rows,))
+        yield Step("archive enriched", "archive", {"path": job.archive.path}, rows)
 
 
 def _dead_letters(job: Job, inputs: tuple[str, ...]) -> Step:

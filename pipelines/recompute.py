@@ -4,6 +4,7 @@ It shares neither batches, windows nor merging with the graph, only DuckDB's rea
 expressions, and is what every run, on any runner and after any crash, must equal.
 """
 
+import hmac
 import json
 import math
 from collections import defaultdict
@@ -14,10 +15,11 @@ from fractions import Fraction
 from typing import Any, Final, NamedTuple
 
 import duckdb
+import jmespath
 import pyarrow as pa
 
 from velocity.io.records import TIMESTAMP, rfc3339
-from velocity.pipelines.job import Job, MetricSpec, TransactionSpec
+from velocity.pipelines.job import EnrichmentSpec, Job, MetricSpec, TransactionSpec
 from velocity.pipelines.recompute_transactions import facts
 from velocity.transforms.aggregates import Call, Distinct, Percentile
 from velocity.transforms.fields import TYPES
@@ -68,10 +70,13 @@ def recompute(
     messages: Iterable[Message],
     services: Mapping[str, Find],
     parse: Callable[[bytes], Any] = lambda value: json.loads(value.decode()),
+    *,
+    secret: str = "",
 ) -> dict[str, ExpectedDocument]:
     """The documents of a job by id. ``services`` answer for the job's enrichments, by name.
 
     ``parse`` makes a JSON value of a message's; it raises ``ValueError`` for one that is bad.
+    ``secret`` is what ``hash_with`` of the job's sensitive fields stands for.
     """
     decoded = (_decode(job, message, parse) for message in messages)
     rows = [row for row in decoded if row is not None]
@@ -79,14 +84,17 @@ def recompute(
     if job.filter:
         table = _sql(table, f"SELECT * FROM rows WHERE ({job.filter})")
     for spec in job.enrich:
-        find = services[spec.name]
-        known = {key: find(key) for key in set(table[spec.key].to_pylist()) if key is not None}
-        for column, added in spec.add.items():
-            found = {key: _dig(answer, added.path) for key, answer in known.items()}
-            if added.type == "timestamp":
-                found = {key: _millis(value) for key, value in found.items()}
-            values = [found.get(key) for key in table[spec.key].to_pylist()]
-            table = table.append_column(column, pa.array(values, TYPES[added.type]))
+        table = _enriched(table, spec, services[spec.name])
+    for name in job.sensitive.fields if job.sensitive else ():
+        hashed = [
+            None if value is None else hmac.digest(secret.encode(), str(value).encode(), "sha256")
+            for value in table[name].to_pylist()
+        ]
+        at = table.schema.get_field_index(name)
+        table = table.remove_column(at)
+        if secret:
+            texts = [None if digest is None else digest.hex()[:32] for digest in hashed]
+            table = table.add_column(at, name, pa.array(texts, pa.string()))
     if job.derive:
         columns = ", ".join(f'({sql}) AS "{name}"' for name, sql in job.derive.items())
         table = _sql(table, f"SELECT *, {columns} FROM rows")
@@ -219,11 +227,29 @@ def _is(value: Any, type_: str) -> bool:
     return type(value) is int and -(2**63) <= value < 2**63 and type_ != "timestamp"
 
 
-def _dig(answer: Mapping[str, Any] | None, path: str) -> Any:
-    value: Any = answer
-    for name in path.split("."):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value
+def _enriched(table: pa.Table, spec: EnrichmentSpec, find: Find) -> pa.Table:
+    """A key of several columns is found by its parts, with U+001F between."""
+    parts = zip(*(table[key].to_pylist() for key in spec.keys), strict=True)
+    keys = [None if None in its else "\x1f".join(map(str, its)) for its in parts]
+    known = {key: find(key) for key in set(keys) if key is not None}
+    unknown = spec.on_missing if isinstance(spec.on_missing, Mapping) else {}
+    if spec.on_missing == "dead_letter":
+        rows = pa.array([key is None or known[key] is not None for key in keys], pa.bool_())
+        table, keys = (
+            table.filter(rows),
+            [k for k, row in zip(keys, rows.to_pylist(), strict=True) if row],
+        )
+    for column, added in spec.add.items():
+        default = unknown.get(column)
+        found: dict[str, Any] = {
+            key: default if answer is None else jmespath.search(added.path, answer)
+            for key, answer in known.items()
+        }
+        if added.type == "timestamp":
+            found = {key: _millis(value) for key, value in found.items()}
+        values = [None if key is None else found[key] for key in keys]
+        table = table.append_column(column, pa.array(values, TYPES[added.type]))
+    return table
 
 
 def _table(rows: Sequence[Mapping[str, Any]], types: Mapping[str, str]) -> pa.Table:

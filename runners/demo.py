@@ -147,7 +147,7 @@ def services(job: Job, known: Directory) -> dict[str, Find]:
     tables = known.tables()
     found: dict[str, Find] = {}
     for spec in job.enrich:
-        table = _TABLE.search(spec.get)
+        table = _TABLE.search(spec.get or "")
         if not table or table[1] not in tables:
             raise ValueError(
                 f"enrichment {spec.name} asks {spec.get}; the directory answers "

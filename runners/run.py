@@ -39,9 +39,15 @@ COUNTERS: Final = {
     "enriched_rows": "rows enriched",
     "rest_calls": "REST calls",
     "rest_retries": "REST retries",
+    "rest_splits": "REST calls split",
+    "rest_held": "REST calls held back by the breaker",
     "cache_hits": "cache hits",
     "cache_misses": "cache misses",
+    "cache_stale": "old answers used",
+    "cache_shared": "answers of other workers",
     "enrich_keys_missing": "keys not known",
+    "enrich_keys_failed": "keys not looked up",
+    "enrich_wait_ms": "ms waited for services",
     "partials": "partial results",
     "documents_written": "documents written",
     "documents_stale": "documents already newer",
@@ -178,12 +184,22 @@ def _on_cluster(
 
 
 def counters_of(result: Any) -> Counters:
-    """All of Velocity's counters, summed over the steps of the graph."""
+    """All of Velocity's counters, summed over the steps of the graph; of a distribution how many
+    samples it has, their sum and the greatest, as ``<name>_count``, ``_sum`` and ``_max``."""
     counters: dict[str, int] = {}
-    for counter in result.metrics().query()["counters"]:
+    found = result.metrics().query()
+    for counter in found["counters"]:
         name = counter.key.metric
         if name.namespace == "velocity":
             counters[name.name] = counters.get(name.name, 0) + (counter.result or 0)
+    for measured in found["distributions"]:
+        name, data = measured.key.metric, measured.result
+        if name.namespace == "velocity" and data is not None and data.count:
+            for part in ("count", "sum"):
+                key = f"{name.name}_{part}"
+                counters[key] = counters.get(key, 0) + getattr(data, part)
+            key = f"{name.name}_max"
+            counters[key] = max(counters.get(key, 0), data.max)
     return counters
 
 
@@ -195,10 +211,21 @@ def summary(counters: Counters) -> Table:
     shown = {name: text for name, text in COUNTERS.items() if name in counters}
     for name, text in shown.items():
         table.add_row(text, f"{counters[name]:,}")
+        if name == "rest_calls":
+            _mean(table, counters, "keys in a REST call", "rest_call_keys")
+            _mean(table, counters, "ms a REST call took", "rest_call_ms")
+        if name == "cache_misses" and (asked := counters[name] + counters.get("cache_hits", 0)):
+            table.add_row("cache hit ratio", f"{counters.get('cache_hits', 0) / asked:.1%}")
     for name in sorted(counters.keys() - COUNTERS.keys()):
         if cause := name.removeprefix("dead_letters_") if name.startswith("dead_l") else "":
             table.add_row(f"dead letters: {cause}", f"{counters[name]:,}")
     return table
+
+
+def _mean(table: Table, counters: Counters, what: str, name: str) -> None:
+    if count := counters.get(f"{name}_count"):
+        mean, greatest = counters[f"{name}_sum"] / count, counters[f"{name}_max"]
+        table.add_row(f"{what}: mean, most", f"{mean:,.1f}, {greatest:,}")
 
 
 @contextmanager

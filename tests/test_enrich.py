@@ -4,7 +4,7 @@ import json
 import pickle
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
@@ -18,21 +18,22 @@ from apache_beam.testing.util import assert_that, equal_to
 from hypothesis import given
 from hypothesis import strategies as st
 
+from velocity.io.lookup import MISSING, Answers, Failed, Keep
+from velocity.io.lookup_waiting import ServiceUnavailable, Waiting
 from velocity.io.records import (
     DEAD_LETTERS,
     MESSAGE,
     MESSAGES,
     TIMESTAMP,
-    Answers,
     WithDeadLetters,
 )
 from velocity.io.rest import RestLookup
+from velocity.io.rest_calls import Template
+from velocity.transforms.answers import Added
 from velocity.transforms.enrich import (
-    Added,
     Enrich,
     Enriched,
     Enrichment,
-    EnrichmentFailed,
     OnError,
     OnMissing,
     enrich,
@@ -56,13 +57,17 @@ class Known:
         self.fails = fails
         self.asked: list[str] = []
 
-    def lookup(self, keys: Sequence[str]) -> Answers:
+    def begin(self, keys: Sequence[str], keep: Keep) -> Callable[[], Answers]:
         self.asked += keys
-        failed = {key: "the service is down" for key in keys if key in self.fails}
-        found = {
-            key: self.objects[key] for key in keys if key in self.objects and key not in failed
-        }
-        return Answers(found, frozenset(keys) - found.keys() - failed.keys(), failed, {"calls": 1})
+        values = [
+            Failed("the service is down")
+            if key in self.fails
+            else keep(self.objects[key])
+            if key in self.objects
+            else MISSING
+            for key in keys
+        ]
+        return lambda: Answers(values, {"calls": 1})
 
 
 def batch(keys: Sequence[Any], kind: pa.DataType | None = None) -> pa.RecordBatch:
@@ -83,7 +88,7 @@ def batch(keys: Sequence[Any], kind: pa.DataType | None = None) -> pa.RecordBatc
 def enriched(keys: Sequence[Any], answer: Any, type: str = "string") -> Enriched:
     """One column ``added`` from the field ``f`` of the answer for the key ``patient-1``."""
     lookup = Known({"patient-1": {"f": answer}})
-    return enrich(batch(keys), lookup, Enrichment("key", {"added": Added("f", type)}), clock)
+    return enrich(batch(keys), [Enrichment(lookup, "key", {"added": Added("f", type)})], clock)
 
 
 KEYS = st.lists(st.none() | st.sampled_from("abcdefgh"), max_size=30)
@@ -127,12 +132,11 @@ def test_batches_cut_anywhere_are_enriched_as_one_and_as_a_plain_join(
     keys: list[str | None], cuts: set[int], on_missing: OnMissing, on_error: OnError
 ) -> None:
     add = {**CITY, "tier": Added("tier", "int64")}
-    enrichment = Enrichment("key", add, on_missing, on_error)
-    lookup = Known(OBJECTS, FAILS)
-    whole = enrich(batch(keys), lookup, enrichment, clock)
+    enrichments = [Enrichment(Known(OBJECTS, FAILS), "key", add, on_missing, on_error)]
+    whole = enrich(batch(keys), enrichments, clock)
     edges = sorted({0, len(keys)} | {cut for cut in cuts if cut < len(keys)})
     parts = [
-        enrich(batch(keys).slice(start, end - start), lookup, enrichment, clock)
+        enrich(batch(keys).slice(start, end - start), enrichments, clock)
         for start, end in pairwise(edges)
     ]
     rows = pa.Table.from_batches([part.rows for part in parts], whole.rows.schema)
@@ -151,7 +155,7 @@ def test_batches_cut_anywhere_are_enriched_as_one_and_as_a_plain_join(
 
 def test_each_distinct_key_is_asked_once_and_null_never() -> None:
     lookup = Known(OBJECTS)
-    enrich(batch(["b", None, "a", "b", "a", None]), lookup, Enrichment("key", CITY))
+    enrich(batch(["b", None, "a", "b", "a", None]), [Enrichment(lookup, "key", CITY)])
     assert sorted(lookup.asked) == ["a", "b"]
 
 
@@ -170,7 +174,7 @@ def test_keys_of_any_plain_type_are_asked_as_text(
     keys: list[Any], kind: pa.DataType, asked: list[str]
 ) -> None:
     lookup = Known({"7": {"address": {"city": "Bandung"}}})
-    result = enrich(batch(keys, kind), lookup, Enrichment("key", CITY))
+    result = enrich(batch(keys, kind), [Enrichment(lookup, "key", CITY)])
     assert lookup.asked == asked
     assert result.rows["city"].to_pylist() == ["Bandung" if key == 7 else None for key in keys]
     assert result.rows["key"].type == kind
@@ -243,38 +247,160 @@ def test_an_answer_of_another_type_makes_dead_letters_of_its_rows_alone(
 
 def test_a_path_through_what_is_no_object_is_a_wrong_answer() -> None:
     lookup = Known({"a": {"address": "Bandung"}})
-    _, letters, _ = enrich(batch(["a"]), lookup, Enrichment("key", CITY), clock)
+    _, letters, _ = enrich(batch(["a"]), [Enrichment(lookup, "key", CITY)], clock)
     assert "came a string in place of the object with 'city'" in letters["error"][0].as_py()
 
 
 def test_dead_letters_hold_the_whole_message() -> None:
     rows = batch(["h", "a"])
-    _, letters, _ = enrich(rows, Known(OBJECTS), Enrichment("key", CITY, "dead_letter"), clock)
+    _, letters, _ = enrich(rows, [Enrichment(Known(OBJECTS), "key", CITY, "dead_letter")], clock)
     assert letters.schema == DEAD_LETTERS
     (letter,) = letters.select(MESSAGES.names).to_pylist()
     assert letter == rows[MESSAGE][0].as_py()
     assert letters["error"].to_pylist() == ["enrich: the service does not know the key in key"]
 
 
-def test_a_failed_service_fails_the_bundle_in_an_error_that_survives_pickling() -> None:
-    with pytest.raises(EnrichmentFailed) as raised:
-        enrich(batch(["g", "h"]), Known({}, "gh"), Enrichment("key", CITY, name="provider"))
-    copy = pickle.loads(pickle.dumps(raised.value))
-    assert isinstance(copy, EnrichmentFailed)
-    assert (
-        str(copy)
-        == str(raised.value)
-        == ("provider: 2 keys could not be looked up; the first: the service is down")
+class Clock:
+    """Time that passes by sleeping alone."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> bool:
+        self.now += seconds
+        return True
+
+
+class Outage(Known):
+    """Knows all, once the clock has come to ``until``; refuses the keys ``refuses`` all the time."""
+
+    def __init__(self, time: Clock, until: float, refuses: Sequence[str] = ()) -> None:
+        super().__init__(OBJECTS)
+        self.time, self.until, self.refuses = time, until, refuses
+
+    def begin(self, keys: Sequence[str], keep: Keep) -> Callable[[], Answers]:
+        answers = super().begin(keys, keep)()
+        values = [
+            Failed("no such number", refused=True) if key in self.refuses else value
+            for key, value in zip(keys, answers.values, strict=True)
+        ]
+        if self.time() < self.until:
+            values = [value if type(value) is Failed else Failed("down") for value in values]
+        return lambda: Answers(values, answers.counts)
+
+
+def waiting(lookup: Outage, limit: float) -> Waiting:
+    time = lookup.time
+    return Waiting(lookup, limit, "city", time, time.sleep, lambda low, high: high)
+
+
+def test_a_lookup_that_waits_ends_with_what_the_service_knows_and_asks_again_for_the_rest() -> None:
+    time = Clock()
+    lookup = Outage(time, 600.0, refuses="b")
+    answers = waiting(lookup, 1000.0).begin(["a", "b", "z"], lambda answer: answer)()
+    assert answers.values == [OBJECTS["a"], Failed("no such number", refused=True), MISSING]
+    assert 600 <= time() <= 605
+    assert answers.counts["calls"] == 1 + lookup.asked.count("a") - 1
+    assert lookup.asked.count("b") == 1, "a key that is refused was waited for"
+
+
+@given(until=st.floats(0, 1000), limit=st.floats(0.01, 1000))
+def test_a_bundle_waits_as_long_as_it_may_and_not_longer(until: float, limit: float) -> None:
+    time = Clock()
+    lookup = waiting(Outage(time, until), limit)
+    try:
+        answers = lookup.begin(["a"], lambda answer: answer)()
+    except ServiceUnavailable as error:
+        assert until > limit
+        assert time() == pytest.approx(limit)
+        assert (error.name, error.keys, error.error) == ("city", 1, "down")
+    else:
+        assert answers.values == [OBJECTS["a"]]
+        assert until <= time() <= limit
+
+
+def test_a_wait_ends_with_the_process() -> None:
+    time = Clock()
+    lookup = Waiting(Outage(time, 600.0), 1000.0, "city", time, lambda seconds: False)
+    with pytest.raises(ServiceUnavailable):
+        lookup.begin(["a"], lambda answer: answer)()
+    assert time() == 0
+
+
+def test_what_says_that_a_service_failed_for_too_long_survives_pickling() -> None:
+    error = ServiceUnavailable("provider", 2, 300.0, "the service is down")
+    copy = pickle.loads(pickle.dumps(error))
+    assert isinstance(copy, ServiceUnavailable)
+    assert str(copy) == str(error)
+    assert str(copy).startswith(
+        "provider: 2 keys could not be looked up in 300 s; the first: the service is down."
     )
+
+
+def test_a_key_that_is_refused_makes_dead_letters_although_the_others_would_wait() -> None:
+    lookup = Outage(Clock(), 0.0, refuses="b")
+    rows, letters, _ = enrich(
+        batch(["a", "b", "a"]), [Enrichment(lookup, "key", CITY, on_error="wait")], clock
+    )
+    assert rows["n"].to_pylist() == [0, 2]
+    assert letters["cause"].to_pylist() == ["service_failed"]
+    assert letters["error"].to_pylist() == ["enrich: no such number"]
+
+
+def test_rows_of_unknown_keys_get_the_values_that_are_given_for_it() -> None:
+    add = {**CITY, "tier": Added("tier", "int64")}
+    unknown = {"city": "nowhere"}
+    rows, letters, _ = enrich(
+        batch(["a", "z", None, "d"]), [Enrichment(Known(OBJECTS), "key", add, unknown)], clock
+    )
+    assert rows["city"].to_pylist() == ["Bandung", "nowhere", None, None]
+    assert rows["tier"].to_pylist() == [1, None, None, 4]
+    assert letters.num_rows == 0
+
+
+def test_several_enrichments_are_looked_up_at_once_and_a_row_is_one_dead_letter() -> None:
+    began: list[str] = []
+
+    class Told(Known):
+        def begin(self, keys: Sequence[str], keep: Keep) -> Callable[[], Answers]:
+            began.append("begun")
+            answers = super().begin(keys, keep)
+
+            def ended() -> Answers:
+                began.append("ended")
+                return answers()
+
+            return ended
+
+    first = Enrichment(Told(OBJECTS), "key", CITY, "dead_letter", name="first")
+    tier = {"tier": Added("tier", "int64")}
+    second = Enrichment(Told(OBJECTS), "key", tier, "dead_letter", name="second")
+    rows, letters, _ = enrich(batch(["a", "z", "f"]), [first, second], clock)
+    assert began == ["begun", "begun", "ended", "ended"]
+    assert rows.schema.names == ["key", "n", "city", "tier", MESSAGE]
+    assert rows["n"].to_pylist() == [0]
+    assert letters["offset"].to_pylist() == [1, 2]
+    assert letters["cause"].to_pylist() == ["key_not_found", "wrong_answer"]
+    assert letters["error"][0].as_py().startswith("first: ")
+
+
+def test_a_key_of_several_columns_is_asked_for_by_its_parts_and_a_null_in_it_is_none() -> None:
+    lookup = Known({"a\x1f0": {"address": {"city": "Bandung"}}})
+    result = enrich(batch(["a", "a", None]), [Enrichment(lookup, ("key", "n"), CITY)])
+    assert lookup.asked == ["a\x1f0", "a\x1f1"]
+    assert result.rows["city"].to_pylist() == ["Bandung", None, None]
 
 
 def test_a_lookup_that_forgets_a_key_is_found_out() -> None:
     class Forgetful:
-        def lookup(self, keys: Sequence[str]) -> Answers:
-            return Answers({}, frozenset(), {}, {})
+        def begin(self, keys: Sequence[str], keep: Keep) -> Callable[[], Answers]:
+            return lambda: Answers([None])
 
     with pytest.raises(ValueError, match="left a key without an answer"):
-        enrich(batch(["a"]), Forgetful(), Enrichment("key", CITY))
+        enrich(batch(["a"]), [Enrichment(Forgetful(), "key", CITY)])
 
 
 def test_added_columns_stand_before_the_message_in_their_order() -> None:
@@ -284,7 +410,7 @@ def test_added_columns_stand_before_the_message_in_their_order() -> None:
     assert schema.names == ["key", "n", "since", "city", MESSAGE]
     assert schema.metadata == {b"job": b"orders"}
     assert schema.field("since").type == TIMESTAMP
-    assert enrich(rows, Known(OBJECTS), Enrichment("key", add)).rows.schema.equals(
+    assert enrich(rows, [Enrichment(Known(OBJECTS), "key", add)]).rows.schema.equals(
         schema, check_metadata=True
     )
 
@@ -296,12 +422,16 @@ def test_added_columns_stand_before_the_message_in_their_order() -> None:
         ({"add": {MESSAGE: Added("x")}}, f"provider: {MESSAGE} is reserved"),
         ({"add": {"key": Added("x")}}, "provider: add: 'key' is the key"),
         ({"on_missing": "drop"}, "provider: on_missing 'drop': give one of null, dead_letter"),
-        ({"on_error": "skip"}, "provider: on_error 'skip': give one of fail, dead_letter, null"),
+        ({"on_missing": {"x": 1}}, "provider: on_missing: 'x' is none of the columns added"),
+        ({"on_missing": {"city": 1}}, "provider: on_missing: city is declared string, and given a"),
+        ({"on_error": "skip"}, "provider: on_error 'skip': give one of wait, dead_letter, null"),
+        ({"wait_at_most": 0}, "provider: wait_at_most: give seconds above 0"),
+        ({"key": ()}, "provider: key: name at least one column"),
     ],
 )
 def test_a_wrong_configuration_is_refused_with_its_key(options: Any, says: str) -> None:
     with pytest.raises(ValueError) as raised:
-        Enrich(Known({}), **{"key": "key", "add": CITY, "name": "provider", **options})
+        Enrichment(Known({}), **{"key": "key", "add": CITY, "name": "provider", **options})
     assert str(raised.value).startswith(says)
 
 
@@ -325,7 +455,13 @@ def test_rows_that_do_not_fit_are_refused_before_any_runs(
 ) -> None:
     rows = pa.schema([*schema, (MESSAGE, pa.struct(list(MESSAGES)))])
     with pytest.raises(ValueError, match=says):
-        Enrichment(key, CITY).schema(rows)
+        Enrichment(Known({}), key, CITY).schema(rows)
+
+
+def test_enrichments_of_one_step_take_no_key_from_each_other() -> None:
+    first = Enrichment(Known({}), "key", CITY)
+    with pytest.raises(ValueError, match="'city' is added by the same step; chain two"):
+        Enrich(first, Enrichment(Known({}), "city", {"area": Added("area")}))
 
 
 def test_rows_need_their_message() -> None:
@@ -342,15 +478,18 @@ def causes(letters: pa.RecordBatch) -> list[tuple[int, str]]:
 
 
 def test_steps_chain_and_the_dead_letters_of_each_come_along() -> None:
-    missing: dict[str, Any] = {"key": "key", "on_missing": "dead_letter", "clock": clock}
+    def step(add: Mapping[str, Added], name: str = "enrich") -> Enrich:
+        enrichment = Enrichment(Known(OBJECTS), "key", add, "dead_letter", name=name)
+        return Enrich(enrichment, clock=clock)
+
     pipeline = beam.Pipeline("DirectRunner")
     first = (
         pipeline
         | beam.Create([batch(["a", "h", "b", "f"]), batch(["h"]), batch(["b"])])
-        | Enrich(Known(OBJECTS), add=CITY, name="city", **missing)
+        | step(CITY, "city")
     )
     assert isinstance(first, WithDeadLetters)
-    both = first | Enrich(Known(OBJECTS), add={"tier": Added("tier", "int64")}, **missing)
+    both = first | step({"tier": Added("tier", "int64")})
     for collection in (*first, *both):
         assert collection.element_type == pa.RecordBatch
     expected = [[(1, "key_not_found")], [(0, "key_not_found")], [(3, "wrong_answer")]]
@@ -391,10 +530,10 @@ def cities() -> Iterator[str]:
 
 @pytest.mark.embedded
 def test_a_rest_lookup_travels_with_the_graph(cities: str) -> None:
-    lookup = RestLookup(cities, id="id", max_keys=2)
+    lookup = RestLookup(Template(cities, id=("id",)), max_keys=2)
     with beam.Pipeline("DirectRunner") as pipeline:
         rows = pipeline | beam.Create([batch(["a", "b", None, "c", "a"])])
-        found = (rows | Enrich(lookup, key="key", add=CITY)).main
+        found = (rows | Enrich(Enrichment(lookup, "key", CITY))).main
         assert_that(
             found | beam.FlatMap(lambda rows: rows["city"].to_pylist()),
             equal_to(["City of a", "City of b", None, "City of c", "City of a"]),

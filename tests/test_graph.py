@@ -59,6 +59,31 @@ def test_columns_come_in_the_order_of_fields_enrichments_and_derived() -> None:
     assert graph.schema.names == [*fields, "city", "rating", "is_large", MESSAGE]
 
 
+def test_sensitive_columns_are_hashed_or_gone_after_enrichment_and_masked_in_dead_letters() -> None:
+    said = "sensitive: {fields: [patient_id], hash_with: '${PII}'}\nderive:"
+    graph = Graph(job_with("derive:", said), ENVIRONMENT | {"PII": "s3cret"})
+    assert "patient_id" in graph.schema.names
+    assert graph.metrics
+    pipeline = beam.Pipeline()
+    graph.apply(pipeline, "latest")
+    assert names(pipeline) >= {"Protect", "Mask dead letters"}
+    with pytest.raises(UnsetVariable):
+        _ = Graph(job_with("derive:", said), ENVIRONMENT).protect
+
+    dropped = Graph(job_with("derive:", "sensitive: [patient_id]\nderive:"), {})
+    assert "patient_id" not in dropped.schema.names
+    with pytest.raises(JobError, match="patient_id"):  # a metric counts patients
+        _ = dropped.metrics
+
+
+@pytest.mark.parametrize("field", ["x", "event_time"])
+def test_what_can_not_be_sensitive_is_told_with_its_place(field: str) -> None:
+    graph = Graph(job_with("derive:", f"sensitive: [{field}]\nderive:"), ENVIRONMENT)
+    with pytest.raises(JobError) as caught:
+        _ = graph.protect
+    assert caught.value.place == ("sensitive", "fields")
+
+
 def test_variables_stand_for_what_the_environment_holds() -> None:
     job = job_with('"deliveries-{window_start:%Y.%m}"', '"${STAGE}-{metric}"')
     graph = Graph(job, ENVIRONMENT | {"STAGE": "Test"})

@@ -69,6 +69,17 @@ def test_the_steps_of_a_job_are_those_of_its_graph() -> None:
     }
 
 
+def test_an_enrichment_that_needs_another_comes_after_it_and_others_stand_side_by_side() -> None:
+    shop = """\
+  - {name: area, get: "http://h/{key}", key: city, add: {area: name}}
+  - {name: patient, get: "http://h/{key}", key: patient_id, add: {age: age}}
+derive:"""
+    steps = {step.name: step.inputs for step in plan(job(EXAMPLE.replace("derive:", shop)))}
+    assert steps["enrich provider"] == steps["enrich patient"] == ("decode",)
+    assert steps["enrich area"] == ("enrich provider", "enrich patient")
+    assert steps["derive"] == ("enrich area",)
+
+
 def test_what_a_job_leaves_out_is_no_step() -> None:
     assert [step.kind for step in plan(job(MINIMAL))] == [
         "read", "decode", "metric", "sink", "dead letters",
@@ -92,7 +103,7 @@ def test_a_step_says_what_it_does() -> None:
         "keys per call": "100",
         "cache": "100,000 answers for 10m, unknown keys for 30s",
         "on missing": "null",
-        "on error": "fail",
+        "on error": "wait, 5m in one bundle",
     }
     assert steps["metric orders_by_city"] == {
         "where": "event_type = 'order.created'",

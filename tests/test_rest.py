@@ -4,9 +4,9 @@ import json
 import os
 import pickle
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -17,136 +17,32 @@ import requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from velocity.io.records import Answers
-from velocity.io.rest import Cache, RestLookup, Retries, Timeouts
-from velocity.io.rest_client import RestClient, session
+from tests.rest_service import (
+    Answers,
+    Call,
+    Pauses,
+    Reply,
+    Service,
+    by_key,
+    client,
+    echo,
+    endless,
+    reset,
+    service,
+    silent,
+    status,
+    whole,
+)
+from velocity.io.lookup_cache import Cache
+from velocity.io.rest import RestLookup, Retries, Timeouts, Verdict, verdict
+from velocity.io.rest_breaker import Breaker, Breaking, Host, Rate
+from velocity.io.rest_calls import NoAnswer, Request, Template
+from velocity.io.rest_client import session
+from velocity.io.rest_tokens import NoToken, Token, Tokens
 
 pytestmark = pytest.mark.embedded
 
-Reply = Callable[["Call"], None]
 SECRET = "Bearer s3cr3t-t0ken-of-the-clinic"
-
-
-class Call(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: "Service"
-
-    def do_GET(self) -> None:
-        self.keys = [unquote(key) for key in self.path.partition("ids=")[2].split(",")]
-        with self.server.lock:
-            self.server.calls.append(self.keys)
-            self.server.requests.append(dict(self.headers))
-            reply = self.server.script.pop(0) if self.server.script else known
-        reply(self)
-
-    def answer(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-class Service(ThreadingHTTPServer):
-    """Answers each call by the next reply of ``script``; without one, what it knows."""
-
-    def __init__(self, script: Iterable[Reply] = (), knows: Iterable[Any] = ()) -> None:
-        super().__init__(("127.0.0.1", 0), Call)
-        self.lock = threading.Lock()
-        self.script = list(script)
-        self.objects = {str(key): {"id": key, "city": f"City of {key}"} for key in knows}
-        self.calls: list[list[str]] = []
-        self.requests: list[dict[str, str]] = []
-        self.sent_all = threading.Event()
-        self.over = threading.Event()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/providers?token=q5ecret&ids={{keys}}"
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        pass  # clients that hang up are part of the game
-
-
-@contextmanager
-def service(*script: Reply, knows: Iterable[Any] = ()) -> Iterator[Service]:
-    with Service(script, knows) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.over.set()
-            server.shutdown()
-            thread.join()
-
-
-class Pauses(list[float]):
-    """Stands for sleep: takes no time, remembers how long it was to be."""
-
-    def __call__(self, seconds: float) -> None:
-        self.append(seconds)
-
-
-def client(
-    url: str,
-    *,
-    clock: Callable[[], float] = lambda: 0.0,
-    pauses: Pauses | None = None,
-    **options: Any,
-) -> RestClient:
-    options = {"id": "id", "retries": Retries(total=2), **options}
-    sleep = Pauses() if pauses is None else pauses
-    return RestClient(
-        RestLookup(url, **options), clock=clock, sleep=sleep, uniform=lambda low, high: high
-    )
-
-
-def known(call: Call) -> None:
-    objects = [call.server.objects[key] for key in call.keys if key in call.server.objects]
-    call.answer(200, json.dumps(objects).encode())
-
-
-def echo(call: Call) -> None:
-    call.answer(200, json.dumps([{"id": key} for key in call.keys]).encode())
-
-
-def status(code: int, body: bytes = b"", **headers: str) -> Reply:
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return lambda call: call.answer(code, body, named)
-
-
-def endless(code: int, **headers: str) -> Reply:
-    def reply(call: Call) -> None:
-        call.send_response(code)
-        for name, value in headers.items():
-            call.send_header(name, value)
-        call.send_header("Content-Length", str(64_000_000))
-        call.end_headers()
-        for _ in range(1000):
-            call.wfile.write(b"[" * 64_000)
-        call.server.sent_all.set()
-
-    return reply
-
-
-def reset(call: Call) -> None:
-    call.send_response(200)
-    call.send_header("Content-Length", "1000")
-    call.end_headers()
-    call.wfile.write(b'[{"id": "a"')
-    call.close_connection = True
-    os.close(call.connection.detach())
-
-
-def silent(call: Call) -> None:
-    call.close_connection = True
-    if not call.server.over.wait(2):
-        echo(call)  # too late for a client that keeps its timeout
 
 
 def the_error(answers: Answers) -> str:
@@ -164,13 +60,18 @@ def test_unknown_keys_take_as_few_calls_as_max_keys_allows(keys: int, max_keys: 
             names[at : at + max_keys] for at in range(0, keys, max_keys)
         ]
     assert dict(answers.found) == {name: server.objects[name] for name in names}
-    assert answers.counts == {
-        "rest_calls": ceil(keys / max_keys),
-        "rest_retries": 0,
-        "rest_keys": keys,
-        "cache_hits": 0,
-        "cache_misses": keys,
+    made = {name: count for name, count in answers.counts.items() if count}
+    assert made == {
+        name: count
+        for name, count in {
+            "rest_calls": ceil(keys / max_keys),
+            "rest_keys": keys,
+            "cache_misses": keys,
+        }.items()
+        if count
     }
+    assert sum(answers.samples.get("rest_call_keys", ())) == keys
+    assert len(answers.samples.get("rest_call_ms", ())) == ceil(keys / max_keys)
 
 
 def test_a_key_that_the_answer_leaves_out_is_missing() -> None:
@@ -196,7 +97,10 @@ def test_answers_that_nobody_asked_for_are_not_taken() -> None:
 
 def test_items_are_found_at_their_path() -> None:
     nested = status(200, b'{"data": {"items": [{"id": "a"}]}}')
-    with service(nested) as server, client(server.url, items="data.items") as rest:
+    with (
+        service(nested) as server,
+        client(Template(server.url, id=("id",), items="data.items")) as rest,
+    ):
         assert rest.lookup(["a"]).found == {"a": {"id": "a"}}
 
 
@@ -223,14 +127,69 @@ def test_a_storm_ends_when_the_retries_are_used_up(code: int) -> None:
         assert rest.lookup(["a"]).found.keys() == {"a"}, "a failure was remembered"
 
 
-def test_a_failed_call_fails_its_own_keys_only() -> None:
-    def bad_for_b(call: Call) -> None:
-        (call.answer(400, b"") if "b" in call.keys else echo(call))
+def test_a_key_that_spoils_its_call_is_found_and_the_others_are_answered() -> None:
+    def bad_for_c(call: Call) -> None:
+        (call.answer(422, b"") if "c" in call.keys else echo(call))
 
-    with service(*[bad_for_b] * 2) as server, client(server.url, max_keys=2) as rest:
-        answers = rest.lookup(["a", "b", "c", "d"])
-    assert answers.found.keys() == {"c", "d"}
-    assert answers.failed.keys() == {"a", "b"}
+    with service(usual=bad_for_c) as server, client(server.url) as rest:
+        answers = rest.lookup(list("abcd"))
+        assert server.calls == [["a", "b", "c", "d"], ["a", "b"], ["c", "d"], ["c"], ["d"]]
+    assert answers.found.keys() == {"a", "b", "d"}
+    assert answers.failed.keys() == answers.refused == {"c"}
+    assert answers.counts["rest_splits"] == 2
+
+
+@pytest.mark.parametrize("code", [413, 414, 431])
+def test_a_call_that_is_too_large_is_split_and_the_next_ones_stay_small(code: int) -> None:
+    def two_at_most(call: Call) -> None:
+        (call.answer(code, b"") if len(call.keys) > 2 else echo(call))
+
+    with service(usual=two_at_most) as server, client(server.url) as rest:
+        assert rest.lookup(list("abcdefgh")).found.keys() == set("abcdefgh")
+        assert [len(keys) for keys in server.calls] == [8, 4, 2, 2, 4, 2, 2]
+        server.calls.clear()
+        assert rest.lookup(list("ijkl")).found.keys() == set("ijkl")
+        assert [len(keys) for keys in server.calls] == [2, 2]
+
+
+def test_an_answer_that_is_too_large_is_asked_for_in_parts() -> None:
+    body = len(json.dumps([{"id": key} for key in "ab"]))
+    with service(usual=echo) as server, client(server.url, max_bytes=body) as rest:
+        assert rest.lookup(list("abcd")).found.keys() == set("abcd")
+        assert len(server.calls) == 3
+
+
+def test_a_call_that_takes_too_long_is_split_so_that_the_slow_key_is_alone() -> None:
+    def slow_for_a(call: Call) -> None:
+        (silent(call) if "a" in call.keys else echo(call))
+
+    options: dict[str, Any] = {"timeouts": Timeouts(read=0.2), "retries": Retries(total=2)}
+    with service(usual=slow_for_a) as server, client(server.url, **options) as rest:
+        answers = rest.lookup(list("abcd"))
+        assert answers.failed.keys() == {"a"}
+        assert answers.found.keys() == set("bcd")
+        assert answers.refused == set()
+
+
+def test_an_answer_that_comes_in_drops_is_given_up_at_the_total_deadline() -> None:
+    def drops(call: Call) -> None:
+        call.send_response(200)
+        call.send_header("Content-Length", "1000")
+        call.end_headers()
+        for _ in range(1000):
+            call.wfile.write(b" ")
+            call.server.moved += 1
+            if call.server.over.wait(0.001):
+                return
+
+    with service(drops) as server:
+        server.moved = 0
+        # Ten seconds of this clock pass with each drop.
+        timeouts = Timeouts(read=10, total=100)
+        options: dict[str, Any] = {"timeouts": timeouts, "retries": Retries(total=0)}
+        with client(server.url, clock=lambda: 10.0 * server.moved, **options) as rest:
+            assert "not all came within 100 s" in the_error(rest.lookup(["a"]))
+        assert server.moved < 1000
 
 
 @pytest.mark.parametrize(
@@ -246,7 +205,7 @@ def test_a_failed_call_fails_its_own_keys_only() -> None:
         (status(200, b'[{"id": null}]'), "no string or integer 'id'"),
         (status(200, b'[{"id": true}]'), "no string or integer 'id'"),
         (status(200, b'["a"]'), "no string or integer 'id'"),
-        (status(400, b"bad request"), "not status 200"),
+        (status(403, b"forbidden"), "not status 200"),
         (status(204), "not status 200"),
     ],
 )
@@ -256,17 +215,20 @@ def test_what_is_no_answer_fails_at_once_and_is_described(reply: Reply, says: st
         assert len(server.calls) == 1
     assert answers.failed.keys() == {"a", "b"}
     error = the_error(answers)
-    assert f"GET http://127.0.0.1:{server.server_port}/providers: " in error
+    assert error.startswith(f"http://127.0.0.1:{server.server_port}/providers: ")
     assert says in error
-    assert "status 2" in error or "status 400" in error
+    assert "status 2" in error or "status 403" in error
     assert "content type" in error
     assert len(error) < 500
 
 
 def test_a_body_without_the_path_of_its_items_fails() -> None:
     lacking = status(200, b'{"data": []}')
-    with service(lacking) as server, client(server.url, items="data.items") as rest:
-        assert "no field 'items'" in the_error(rest.lookup(["a"]))
+    with (
+        service(lacking) as server,
+        client(Template(server.url, id=("id",), items="data.items")) as rest,
+    ):
+        assert "has nothing at 'data.items'" in the_error(rest.lookup(["a"]))
 
 
 def test_404_for_a_key_asked_alone_means_missing() -> None:
@@ -274,11 +236,14 @@ def test_404_for_a_key_asked_alone_means_missing() -> None:
         assert rest.lookup(["a"]).missing == {"a"}
 
 
-def test_404_for_several_keys_fails_them() -> None:
-    with service(status(404)) as server, client(server.url) as rest:
+def test_404_for_several_keys_says_nothing_of_each() -> None:
+    def unknown_without_a(call: Call) -> None:
+        (echo(call) if call.keys == ["a"] else call.answer(404, b""))
+
+    with service(usual=unknown_without_a) as server, client(server.url) as rest:
         answers = rest.lookup(["a", "b"])
-    assert answers.failed.keys() == {"a", "b"}
-    assert not answers.missing
+    assert answers.found.keys() == {"a"}
+    assert answers.missing == {"b"}
 
 
 def test_a_body_of_just_max_bytes_is_taken_and_one_byte_more_is_not() -> None:
@@ -311,7 +276,7 @@ def test_a_redirect_is_not_followed_and_the_error_says_so(
     sessions: Callable[[RestLookup], requests.Session],
 ) -> None:
     with service(status(302, Location="/else?ids=a"), knows=["a"]) as server:
-        with RestClient(RestLookup(server.url, id="id"), sessions=sessions) as rest:
+        with client(server.url, sessions=sessions) as rest:
             error = the_error(rest.lookup(["a"]))
         assert server.calls == [["a"]]
     assert "a redirect, which is not followed" in error
@@ -351,6 +316,61 @@ def test_a_cached_key_is_not_asked_for_until_its_time_is_over() -> None:
     assert again.counts["cache_hits"] == again.counts["cache_misses"] == 1
 
 
+def test_an_old_answer_is_used_while_a_new_one_is_asked_for_behind_it() -> None:
+    now = [0.0]
+    cache = Cache(ttl=10, stale_while_revalidate=5)
+    clocked: dict[str, Any] = {"clock": lambda: now[0], "cache": cache}
+    with service(knows=["a"]) as server, client(server.url, **clocked) as rest:
+        rest.lookup(["a"])
+        server.objects["a"]["city"] = "moved"
+        now[0] = 12.0
+        old = rest.lookup(["a"])
+        assert old.found["a"]["city"] == "City of a"
+        assert old.counts["cache_stale"] == 1
+        while len(server.calls) < 2 or rest._flights:
+            time.sleep(0.01)
+        new = rest.lookup(["a"])
+        assert new.found["a"]["city"] == "moved"
+        assert old.counts.get("rest_calls", 0) + new.counts.get("rest_calls", 0) == 1
+
+
+def test_an_old_answer_stands_in_where_the_service_fails_and_not_for_ever() -> None:
+    now = [0.0]
+    cache = Cache(ttl=10, stale_if_error=60)
+    clocked: dict[str, Any] = {"clock": lambda: now[0], "cache": cache}
+    with service(knows=["a"]) as server, client(server.url, **clocked) as rest:
+        rest.lookup(["a"])
+        server.usual = status(500)
+        now[0] = 69.9
+        again = rest.lookup(["a"])
+        assert again.found["a"]["city"] == "City of a"
+        assert again.counts["cache_stale"] == 1
+        now[0] = 70.0
+        assert rest.lookup(["a"]).failed.keys() == {"a"}
+
+
+def test_no_key_is_asked_for_twice_at_the_same_time() -> None:
+    held = threading.Event()
+    asked = threading.Event()
+
+    def hold(call: Call) -> None:
+        asked.set()
+        held.wait(30)
+        echo(call)
+
+    with service(usual=hold) as server, client(server.url, max_keys=2) as rest:
+        first = rest.begin(["a", "b", "c"])
+        asked.wait(30)
+        second = rest.begin(["b", "c", "d"])
+        with ThreadPoolExecutor(4) as threads:
+            more = [threads.submit(rest.lookup, ["a", "d"]) for _ in range(4)]
+            held.set()
+            assert by_key(["b", "c", "d"], second()).found.keys() == {"b", "c", "d"}
+            assert by_key(["a", "b", "c"], first()).found.keys() == {"a", "b", "c"}
+            assert all(answer.result().found.keys() == {"a", "d"} for answer in more)
+        assert sorted(key for keys in server.calls for key in keys) == ["a", "b", "c", "d"]
+
+
 def test_more_keys_than_the_cache_holds_are_all_answered() -> None:
     names = [f"k{n}" for n in range(50)]
     options: dict[str, Any] = {"cache": Cache(size=3), "max_keys": 7}
@@ -375,24 +395,27 @@ def test_as_many_calls_as_concurrency_run_at_once_on_as_many_connections() -> No
 
 def test_equal_lookups_share_one_cache_also_after_pickling() -> None:
     with service(knows=["a"]) as server:
-        lookup = RestLookup(server.url, id="id", headers={"Authorization": SECRET})
+        calls = Template(server.url, id=("id",))
+        lookup = RestLookup(calls, headers={"Authorization": SECRET})
         copy = pickle.loads(pickle.dumps(lookup))
         assert copy == lookup
-        assert lookup.lookup(["a"]).found == copy.lookup(["a"]).found
+        first, again = lookup.begin(["a"], whole)(), copy.begin(["a"], whole)()
+        assert first.values == again.values == [server.objects["a"]]
         assert len(server.calls) == 1
-        other = RestLookup(server.url, id="id", headers={"Authorization": "another"})
-        assert other.lookup(["a"]).found.keys() == {"a"}
+        other = RestLookup(calls, headers={"Authorization": "another"})
+        assert other.begin(["a"], whole)().values == [server.objects["a"]]
         assert len(server.calls) == 2, "a lookup with other credentials saw cached answers"
 
 
 def test_neither_secrets_nor_keys_are_shown() -> None:
     def tell_all(call: Call) -> None:
-        call.answer(400, f"{SECRET} or {SECRET[7:]}".encode() + b"." * 500, {"X-Private": "no"})
+        body = f"{SECRET} or {SECRET[7:]} of patient-1"
+        call.answer(400, body.encode() + b"." * 500, {"X-Private": "no"})
 
     headers = {"Authorization": SECRET, "X-Empty": ""}
     with service(tell_all, reset, knows=["a"]) as server:
         options: dict[str, Any] = {"headers": headers, "retries": Retries(total=0)}
-        config = RestLookup(server.url, id="id", **options)
+        config = RestLookup(Template(server.url, id=("id",)), **options)
         with client(server.url, **options) as rest:
             shown = [repr(config), the_error(rest.lookup(["patient-1"]))]
             shown.append(the_error(rest.lookup(["patient-1"])))
@@ -402,7 +425,7 @@ def test_neither_secrets_nor_keys_are_shown() -> None:
     for text in shown:
         for secret in (SECRET, SECRET[7:], "q5ecret", "patient-1", "X-Private"):
             assert secret not in text
-    assert "*** or ***" in shown[1]
+    assert "*** or *** of ***" in shown[1]
 
 
 def test_nothing_is_carried_from_one_call_to_the_next(
@@ -428,7 +451,7 @@ def test_a_key_that_the_url_cannot_hold_is_missing_and_never_asked() -> None:
         with client(path) as rest:
             answers = rest.lookup(["..", "."])
         assert answers.missing == {".", ".."}
-        assert answers.counts["rest_calls"] == 0
+        assert server.calls == [[".."]]
 
 
 @pytest.fixture(scope="module")
@@ -464,23 +487,46 @@ def test_a_retry_after_that_is_over_asks_for_no_pause() -> None:
 
 
 URL = "http://127.0.0.1:1/providers?ids={keys}"
+CALLS = Template(URL, id=("id",))
 
 
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: RestLookup("http://127.0.0.1:1/providers", id="id"), "url: write {keys} once"),
-        (lambda: RestLookup("ftp://127.0.0.1/{keys}", id="id"), "url: start with http"),
-        (lambda: RestLookup("http://u:p@127.0.0.1/{keys}", id="id"), "url: move the cred"),
-        (lambda: RestLookup("http://127.0.0.1/#{keys}", id="id"), "url: {keys} goes into"),
-        (lambda: RestLookup(URL, id=""), "id: name the field"),
-        (lambda: RestLookup(URL, id="id", items="a..b"), "items: give a dotted path"),
-        (lambda: RestLookup(URL, id="id", max_keys=0), "max_keys"),
-        (lambda: RestLookup(URL, id="id", concurrency=0), "concurrency"),
-        (lambda: RestLookup(URL, id="id", max_bytes=0), "max_bytes"),
-        (lambda: RestLookup(URL, id="id", headers={"X-Key": "s3cr3t\n"}), "headers: 'X-Key'"),
-        (lambda: RestLookup(URL, id="id", headers={"X-Key": "s3cr3t\u2013"}), "headers: 'X-Key'"),
-        (lambda: RestLookup(URL, id="id", headers={"X Key": "s3cr3t"}), "headers: 'X Key'"),
+        (lambda: Template("http://127.0.0.1:1/providers"), "url: write {keys} once"),
+        (lambda: Template("http://127.0.0.1:1/{keys}/{keys}"), "url: write {keys} once"),
+        (lambda: Template("http://127.0.0.1:1/{key}/{keys}"), "url: write {keys} once"),
+        (lambda: Template("http://127.0.0.1:1/{keys}/{kye}"), "url: {kye} is no part of the key"),
+        (lambda: Template("ftp://127.0.0.1/{keys}"), "url: start with http"),
+        (lambda: Template("http://u:p@127.0.0.1/{keys}"), "url: move the cred"),
+        (lambda: Template("http://127.0.0.1/#{keys}"), "url: {keys} goes into"),
+        (lambda: Template("http://{key}.example/"), "url: {keys} goes into"),
+        (lambda: Template(URL, id=("",)), "id: name the field"),
+        (lambda: Template(URL, id=("a b",)), "id: 'a b' is no JMESPath"),
+        (lambda: Template(URL, items="a..b"), "items: 'a..b' is no JMESPath"),
+        (lambda: Template(URL, columns=("a", "b")), "url: {keys} is for a key of one column"),
+        (lambda: Template("http://h/{a}", columns=("a", "b")), "url: write {b}, a part"),
+        (lambda: Template("http://h", "POST", {"i": "{keys}"}, ("a", "b")), "id: name the fields"),
+        (lambda: RestLookup(CALLS, max_keys=0), "max_keys"),
+        (lambda: RestLookup(CALLS, concurrency=0), "concurrency"),
+        (lambda: RestLookup(CALLS, max_bytes=0), "max_bytes"),
+        (lambda: RestLookup(CALLS, rate=0), "rate: give"),
+        (lambda: RestLookup(CALLS, headers={"X-Key": "s3cr3t\n"}), "headers: 'X-Key'"),
+        (lambda: RestLookup(CALLS, headers={"X-Key": "s3cr3t\u2013"}), "headers: 'X-Key'"),
+        (lambda: RestLookup(CALLS, headers={"X Key": "s3cr3t"}), "headers: 'X Key'"),
+        (lambda: RestLookup("nosuch:Calls"), "python: 'nosuch' can't be imported"),
+        (lambda: RestLookup("json:Calls"), "python: 'json' has no 'Calls'"),
+        (lambda: RestLookup("json:loads"), "python: json:loads has no request"),
+        (lambda: RestLookup("json"), "python: give MODULE:NAME"),
+        (lambda: Breaking(failures=0), "breaker.failures"),
+        (lambda: Breaking(open_for=0), "breaker.open_for"),
+        (lambda: Token(), "token: give exactly one"),
+        (lambda: Token("http://h", command="x"), "token: give exactly one"),
+        (lambda: Token("http://h"), "token: url needs client_id"),
+        (lambda: Token(command="'"), "token.command: "),
+        (lambda: Cache(stale_if_error=-1), "cache.stale_if_error"),
+        (lambda: Cache(redis="127.0.0.1"), "cache.redis: give redis://"),
+        (lambda: Timeouts(total=0), "timeouts.total"),
         (lambda: Timeouts(connect=0), "timeouts.connect"),
         (lambda: Timeouts(read=-1), "timeouts.read"),
         (lambda: Retries(total=-1), "retries.total"),
@@ -499,3 +545,254 @@ def test_a_wrong_configuration_is_refused_with_its_key(
         make()
     assert str(raised.value).startswith(says)
     assert "s3cr3t" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "what"),
+    [
+        (408, Verdict.RETRY),
+        (429, Verdict.RETRY),
+        (500, Verdict.RETRY),
+        (504, Verdict.RETRY),
+        (400, Verdict.SPLIT),
+        (404, Verdict.SPLIT),
+        (413, Verdict.SPLIT),
+        (401, Verdict.RENEW),
+        (403, Verdict.FAIL),
+        (204, Verdict.FAIL),
+        (301, Verdict.FAIL),
+        (501, Verdict.FAIL),
+    ],
+)
+def test_a_status_says_what_to_do(status: int, what: Verdict) -> None:
+    assert verdict(status) is what
+
+
+def test_a_service_that_fails_is_left_alone_and_one_call_shows_that_it_is_back() -> None:
+    now = [0.0]
+    host = Host(Breaker(Breaking(failures=3, open_for=5), clock=lambda: now[0]))
+    options: dict[str, Any] = {"retries": Retries(total=0), "cache": Cache(missing_ttl=0)}
+    down = status(503)
+    with service(usual=down) as server, client(server.url, host=host, **options) as rest:
+        for key in "abcdef":
+            answers = rest.lookup([key])
+        assert server.calls == [["a"], ["b"], ["c"]]
+        assert "not asked, as calls failed several times in a row; the last: not status 200" in (
+            the_error(answers)
+        )
+        assert not answers.refused
+        assert answers.counts["rest_held"] == 1
+        assert answers.states == {"breaker_rest": 2}
+
+        now[0] = 5.0
+        assert rest.lookup(["g"]).failed.keys() == {"g"}  # the probe
+        assert rest.lookup(["h"]).failed.keys() == {"h"}
+        assert server.calls[3:] == [["g"]]
+
+        now[0], server.usual = 10.0, echo
+        assert rest.lookup(["i"]).found.keys() == {"i"}
+        answers = rest.lookup(["j"])
+        assert answers.found.keys() == {"j"}
+        assert answers.states == {"breaker_rest": 0}
+
+
+def test_429_asks_for_patience_and_opens_no_breaker() -> None:
+    host = Host(Breaker(Breaking(failures=1)))
+    script = [status(429)] * 2
+    with service(*script, usual=echo) as server, client(server.url, host=host) as rest:
+        assert rest.lookup(["a"]).found.keys() == {"a"}
+
+
+def test_calls_to_a_host_keep_their_rate() -> None:
+    pauses = Pauses()
+    host = Host(Breaker(Breaking()), Rate(4.0, clock=lambda: 0.0))
+    options: dict[str, Any] = {"max_keys": 1, "concurrency": 1, "pauses": pauses}
+    with service(usual=echo) as server, client(server.url, host=host, **options) as rest:
+        assert rest.lookup(list("abcd")).found.keys() == set("abcd")
+    assert pauses == [0.25, 0.5, 0.75]
+
+
+def test_a_body_is_posted_with_the_keys_as_the_job_has_them() -> None:
+    body = {"ids": "{keys}", "fields": ["city"], "of": {"tenant": "x"}}
+    with service(knows=[7, 8]) as server:
+        template = Template(f"{server.host}/find", "POST", body, ("n",), frozenset({"n"}), ("id",))
+        with client(template) as rest:
+            found = rest.lookup(["7", "8", "9"])
+        assert server.paths == ["/find"]
+        assert server.calls == [[7, 8, 9]]
+        assert server.requests[0]["Content-Type"] == "application/json"
+    assert found.found.keys() == {"7", "8"}
+    assert found.missing == {"9"}
+
+
+def test_a_service_that_takes_one_key_is_asked_for_each_alone() -> None:
+    def one(call: Call) -> None:
+        key = unquote(call.path.rpartition("/")[2])
+        (call.answer(404, b"") if key == "z" else call.answer(200, json.dumps({"n": key}).encode()))
+
+    with service(usual=one) as server, client(Template(f"{server.host}/p/{{key}}")) as rest:
+        answers = rest.lookup(["a", "b/c", "z"])
+        assert sorted(server.paths) == ["/p/a", "/p/b%2Fc", "/p/z"]
+    assert answers.found == {"a": {"n": "a"}, "b/c": {"n": "b/c"}}
+    assert answers.missing == {"z"}
+
+
+def test_a_key_of_several_columns_is_asked_for_by_its_parts() -> None:
+    def stock(call: Call) -> None:
+        call.answer(200, json.dumps({"path": call.path}).encode())
+
+    with service(usual=stock) as server:
+        template = Template(f"{server.host}/{{shop}}?item={{item}}", columns=("shop", "item"))
+        with client(template) as rest:
+            answers = rest.lookup(["S 1\x1fA&B", "S 1", "S\x1f"])
+    assert answers.found == {"S 1\x1fA&B": {"path": "/S%201?item=A%26B"}}
+    assert answers.missing == {"S 1", "S\x1f"}, "a part that is not there was asked for"
+
+
+def test_keys_of_several_columns_are_posted_together_and_told_apart_by_their_ids() -> None:
+    def pairs(call: Call) -> None:
+        wanted = json.loads(call.body)["ids"]
+        found = [{"of": pair, "n": i} for i, pair in enumerate(wanted) if pair["item"] != 9]
+        call.answer(200, json.dumps({"rows": found}).encode())
+
+    with service(usual=pairs) as server:
+        template = Template(
+            f"{server.host}/find",
+            "POST",
+            {"ids": "{keys}"},
+            ("shop", "item"),
+            frozenset({"item"}),
+            ("of.shop", "of.item"),
+            "rows",
+        )
+        with client(template) as rest:
+            answers = rest.lookup(["a\x1f1", "a\x1f2", "b\x1f9"])
+        assert json.loads(server.bodies[0]) == {
+            "ids": [{"shop": "a", "item": 1}, {"shop": "a", "item": 2}, {"shop": "b", "item": 9}]
+        }
+    assert {key: answer["n"] for key, answer in answers.found.items()} == {"a\x1f1": 0, "a\x1f2": 1}
+    assert answers.missing == {"b\x1f9"}
+
+
+def test_answers_may_be_an_object_by_key() -> None:
+    by_id = status(200, b'{"data": {"a": {"n": 1}, "b": null, "x": {"n": 2}}}')
+    with service(by_id) as server, client(Template(server.url, items="data")) as rest:
+        answers = rest.lookup(["a", "b", "c"])
+    assert answers.found == {"a": {"n": 1}}
+    assert answers.missing == {"b", "c"}
+
+
+@pytest.mark.parametrize(
+    ("template", "body", "says"),
+    [
+        ({}, b"[]", "is not an object by key; give id for a list"),
+        ({}, b'{"a": 7}', "holds what is not an object"),
+        ({"items": "abs(x)"}, b'{"x": "y"}', "items can't be found: JMESPathTypeError"),
+    ],
+)
+def test_what_is_no_object_by_key_is_told(template: Any, body: bytes, says: str) -> None:
+    with service(status(200, body)) as server, client(Template(server.url, **template)) as rest:
+        assert says in the_error(rest.lookup(["a"]))
+
+
+class Reversed:
+    """A hook: this service has its keys reversed, and answers in lines."""
+
+    def can_ask(self, key: str) -> bool:
+        return key.isalpha()
+
+    def request(self, keys: Sequence[str]) -> Request:
+        lines = "\n".join(key[::-1] for key in keys)
+        return Request("POST", f"{os.environ['REVERSED']}/lines", lines.encode())
+
+    def answers(self, body: bytes, keys: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
+        if body == b"?":
+            raise NoAnswer("a question")
+        lines = [line.split("=") for line in body.decode().splitlines()]
+        return {key[::-1]: {"value": value} for key, value in lines}
+
+
+def test_a_class_of_ones_own_makes_requests_and_reads_answers_and_the_rest_is_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lines(call: Call) -> None:
+        call.answer(200, b"\n".join(key + b"=1" for key in call.body.split()))
+
+    script = (status(503), status(413), status(200, b"?"))
+    with service(*script, usual=lines) as server:
+        monkeypatch.setenv("REVERSED", server.host)
+        config = RestLookup("tests.test_rest:Reversed", retries=Retries(base=0))
+        answers = by_key(["ab", "cd", "7"], config.begin(["ab", "cd", "7"], whole)())
+    assert answers.missing == {"7"}
+    assert answers.found == {"cd": {"value": "1"}}
+    assert the_error(answers).startswith("tests.test_rest:Reversed: a question: status 200")
+    assert answers.counts["rest_retries"] == answers.counts["rest_splits"] == 1
+
+
+def test_a_token_is_renewed_before_it_ends_and_when_it_is_not_taken() -> None:
+    now, issued = [0.0], [0]
+
+    def tokens(call: Call) -> None:
+        if call.path == "/token":
+            assert call.body == b"grant_type=client_credentials&scope=read"
+            assert call.headers["Authorization"].startswith("Basic ")
+            issued[0] += 1
+            token = {"access_token": f"t{issued[0]}", "expires_in": 100, "token_type": "bearer"}
+            return call.answer(200, json.dumps(token).encode())
+        good = call.headers["Authorization"] == f"Bearer t{max(issued[0], revoked[0])}"
+        return echo(call) if good else call.answer(401, b"")
+
+    revoked = [0]
+    with service(usual=tokens) as server:
+        token = Token(f"{server.host}/token", "me", "s3cr3t", scope="read")
+        options: dict[str, Any] = {"clock": lambda: now[0], "token": token}
+        with client(server.url, **options) as rest:
+            assert rest.lookup(["a"]).found.keys() == {"a"}
+            assert rest.lookup(["b"]).found.keys() == {"b"}
+            assert issued == [1]
+            now[0] = 71.0  # within the margin of its end
+            assert rest.lookup(["c"]).found.keys() == {"c"}
+            assert issued == [2]
+            revoked[0] = 3
+            answers = rest.lookup(["d"])
+            assert answers.found.keys() == {"d"}
+            assert issued == [3]
+            revoked[0] = 9  # no token is taken: once is enough
+            answers = rest.lookup(["e"])
+            assert "status 401" in the_error(answers)
+            assert issued == [4]
+    assert "s3cr3t" not in repr(token)
+
+
+@pytest.mark.parametrize(
+    ("reply", "says"),
+    [
+        (status(403), "answered with status 403 and no token"),
+        (status(200, b"[]"), "answered with status 200 and no token"),
+        (status(200, b"<html>"), "JSONDecodeError"),
+        (status(200, b'{"access_token": "a b"}'), "what came is no token"),
+    ],
+)
+def test_without_a_token_nothing_is_asked_and_the_error_says_why(reply: Reply, says: str) -> None:
+    with service(usual=reply) as server:
+        token = Token(f"{server.host}/token", "me", "s3cr3t")
+        with client(server.url, token=token) as rest:
+            assert says in the_error(rest.lookup(["a"]))
+        assert set(server.paths) == {"/token"}
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [("false", "ended with 1"), ("/nosuch/command", "FileNotFoundError"), ("true", "no token")],
+)
+def test_a_command_that_gives_no_token_is_told(command: str, says: str) -> None:
+    with pytest.raises(NoToken, match=says):
+        Tokens(Token(command=command)).get()
+
+
+def test_a_token_of_a_command_is_sent_and_is_asked_for_again_after_its_time() -> None:
+    now = [0.0]
+    options: dict[str, Any] = {"clock": lambda: now[0], "token": Token(command="echo t0ken")}
+    with service(usual=echo) as server, client(server.url, **options) as rest:
+        rest.lookup(["a"])
+        assert server.requests[0]["Authorization"] == "Bearer t0ken"

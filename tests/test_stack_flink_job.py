@@ -5,152 +5,35 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, TopicPartition
-from confluent_kafka.admin import AdminClient
-from confluent_kafka.cimpl import NewTopic
 
-from tests.cluster import VELOCITY, Cluster, Pace, until
-from velocity.io.sqlite import StoreUnusable, read_documents
+from tests.cluster import VELOCITY, Cluster, until
+from tests.flink_jobs import SEED, Case, end_all, flink_cluster
 from velocity.pipelines.directory import directory
-from velocity.pipelines.jobfile import load
-from velocity.pipelines.produce import produce
-from velocity.pipelines.recompute import differences
-from velocity.pipelines.simulator import Scenario, simulate
-from velocity.runners.demo import JOB, expected
+from velocity.pipelines.simulator import simulate
 from velocity.runners.embedded import DirectoryService
 from velocity.runners.jobserver import job_server_jar
 from velocity.runners.stack_state import read_state
 
 pytestmark = pytest.mark.stack
 
-SEED = 5
-
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("stack") / "state"
-    temporary = tmp_path_factory.mktemp("temporary")
     with DirectoryService(directory(SEED).tables()) as service:
-        environ = {
-            **os.environ,
-            "VELOCITY_STATE": str(folder),
-            "PROVIDERS": service.url,
-            "PATIENTS": service.url,
-            "TMPDIR": str(temporary),
-        }
-        found = Cluster(folder, environ)
-        try:
-            found("stack", "up", "kafka", "flink")
-            environ["KAFKA"] = found.address("kafka")
+        services = {"PROVIDERS": service.url, "PATIENTS": service.url}
+        with flink_cluster(folder, tmp_path_factory.mktemp("temporary"), services) as found:
             yield found
-        finally:
-            found("stack", "down")
 
 
 @pytest.fixture(autouse=True)
 def no_job_is_left(cluster: Cluster) -> Iterator[None]:
     yield
-    for job in cluster.flink.jobs():
-        if not job.ended:
-            cluster.flink.cancel(job.id)
-    try:
-        until(lambda: all(job.ended for job in cluster.flink.jobs()) and cluster.workers() == [])
-    finally:
-        for worker in cluster.workers():  # one test's fault is not the next one's
-            os.kill(worker, signal.SIGKILL)
-
-
-class Case:
-    """The pharmacy's job on topics of its own, and what its documents must be."""
-
-    def __init__(self, cluster: Cluster, folder: Path, events: int) -> None:
-        self.cluster = cluster
-        self.prefix = folder.name
-        self.path = folder / "job.yaml"
-        text = JOB.read_text().replace("pharmacy.events", f"{self.prefix}.pharmacy.events")
-        self.path.write_text(text.replace("idle_after: 60s", "idle_after: 5s"))
-        self.store, self.dead = folder / "documents.db", folder / "dead-letters"
-        self.scenario = Scenario(seed=SEED, events=events, domains=("pharmacy_delivery",))
-        topic = NewTopic(f"{self.prefix}.pharmacy.events", 4, 1)
-        client = AdminClient({"bootstrap.servers": self.kafka})
-        for made in client.create_topics([topic]).values():
-            made.result()
-        until(lambda: len(client.list_topics(topic.topic, 30).topics[topic.topic].partitions) == 4)
-        self.producer: threading.Thread | None = None
-        self.pace = Pace()
-
-    @property
-    def kafka(self) -> str:
-        return self.cluster.address("kafka")
-
-    def run(self, *options: str, code: int = 0) -> str:
-        """The id of the job, which runs on Flink."""
-        return self.cluster(*self.command(*options), code=code).strip()
-
-    def command(self, *options: str) -> list[str]:
-        """What ``velocity`` is given to run the job."""
-        sinks = ("--sqlite", str(self.store), "--dead-letters", str(self.dead))
-        return ["run", str(self.path), "--runner", "flink", "--detach", *sinks, *options]
-
-    def committed(self, group: str) -> int:
-        """How many messages the group was told of, over all partitions."""
-        consumer = Consumer({"bootstrap.servers": self.kafka, "group.id": group})
-        try:
-            where = [TopicPartition(f"{self.prefix}.pharmacy.events", n) for n in range(4)]
-            return sum(max(found.offset, 0) for found in consumer.committed(where, 30))
-        finally:
-            consumer.close()
-
-    def produce(self, rate: float = 1_000) -> None:
-        """Begins to send events, so many a second, until all that are left are wanted at once.
-
-        No partition must fall silent before: its watermark would follow the clock.
-        """
-        self.producer = threading.Thread(
-            target=produce,
-            args=(self.scenario, self.kafka),
-            kwargs={
-                "topics_prefix": f"{self.prefix}.",
-                "rate": rate,
-                "clock": self.pace.clock,
-                "sleep": self.pace.sleep,
-            },
-        )
-        self.producer.start()
-
-    @property
-    def producing(self) -> bool:
-        return self.producer is not None and self.producer.is_alive()
-
-    def documents(self) -> dict[str, Any]:
-        try:
-            return dict(read_documents(str(self.store)))
-        except (FileNotFoundError, StoreUnusable):  # it is being made
-            return {}
-
-    def await_all(self, seconds: float = 400) -> None:
-        """Returns when the documents are final, and equal the plain recomputation."""
-        wanted = expected(load(self.path), simulate(self.scenario), directory(SEED))
-        self.pace.release()
-        assert self.producer is not None
-        self.producer.join()
-
-        def wrong() -> list[str]:
-            found = self.documents()
-            early = [f"{id_}: early" for id_, body in found.items() if body["pane"] == "early"]
-            return [*differences(wanted, found), *early]
-
-        deadline = time.monotonic() + seconds
-        while (left := wrong()) and time.monotonic() < deadline:
-            time.sleep(1)
-        assert left[:5] == []
+    end_all(cluster)
 
 
 def test_a_job_stopped_with_a_savepoint_and_resumed_with_more_subtasks_loses_and_doubles_nothing(

@@ -1,10 +1,16 @@
-"""Answered JSON values as values of the declared types, or what came in their place."""
+"""Answered JSON objects as values of the declared types, or what came in their place."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from math import isfinite
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+
+import jmespath
+import pyarrow as pa
+from jmespath.exceptions import JMESPathError
 
 from velocity.transforms.fields import FIRST_MILLI, LAST_MILLI, TYPES
 
@@ -18,29 +24,99 @@ class NotOfType(Exception):
     """An answered value is not of the declared type; ``args[0]`` says what came, never the value."""
 
 
-def values_at(path: str, type_: str, objects: Iterable[Mapping[str, Any] | None]) -> Iterator[Any]:
-    """Of each object the field at a dotted path, as the type's Arrow array takes it.
+class WrongAnswer(NamedTuple):
+    """In place of an answer's values: in what it is not of the declared types."""
 
-    ``type_`` is one of ``TYPES``; a ``timestamp`` must have an offset. What is absent or null, of
-    no object too, is None; what is not of the type is the ``NotOfType`` itself, not raised.
+    error: str
 
-    >>> list(values_at("a.b", "int64", [{"a": {"b": 7}}, {"a": None}, None, {"a": {"b": "7"}}]))
-    [7, None, None, NotOfType('a string')]
+
+_DOTTED: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """A column to add: where the answer has it, a JMESPath expression, and its type.
+
+    ``type`` is one of ``velocity.transforms.fields.TYPES``; a timestamp must have an offset.
+
+    >>> Added("address.city").value({"address": {"city": "Bandung"}})
+    'Bandung'
+    >>> Added("length(branches)", "int64").value({"branches": [1, 2]})
+    2
     """
-    convert = _CONVERTERS[type_]
-    names = path.split(".")
-    for value in objects:
+
+    path: str
+    type: str = "string"
+
+    def __post_init__(self) -> None:
         try:
-            field: Any = value
-            for name in names:
-                if field is None:
-                    break
-                if not isinstance(field, dict):
-                    raise NotOfType(f"{_name(field)} in place of the object with {name!r}")
-                field = field.get(name)
-            yield None if field is None else convert(field)
-        except NotOfType as error:
-            yield error
+            jmespath.compile(self.path)
+        except JMESPathError as error:
+            first = str(error).splitlines()[0]
+            raise ValueError(
+                f"path {self.path!r}: give a JMESPath expression such as address.city: {first}"
+            ) from None
+        if self.type not in TYPES:
+            raise ValueError(f"type {self.type!r}: give one of {', '.join(TYPES)}")
+
+    @property
+    def arrow(self) -> pa.DataType:
+        return TYPES[self.type]
+
+    def value(self, answer: Mapping[str, Any]) -> Any:
+        """Of an answer, as the type's Arrow array takes it; what is absent or null is None.
+
+        Raises ``NotOfType``; for a dotted path also where one of its names is sought in what is no
+        object, which JMESPath takes for null.
+        """
+        if _DOTTED.fullmatch(self.path):
+            found: Any = answer
+            for name in self.path.split("."):
+                if found is None:
+                    return None
+                if not isinstance(found, dict):
+                    raise NotOfType(f"{_name(found)} in place of the object with {name!r}")
+                found = found.get(name)
+        else:
+            try:
+                found = jmespath.compile(self.path).search(answer)
+            except JMESPathError as error:
+                raise NotOfType(f"what {type(error).__name__} says of") from None
+        return None if found is None else self.converted(found)
+
+    def converted(self, value: Any) -> Any:
+        """A JSON value as the type has it. Raises ``NotOfType``.
+
+        >>> Added("x", "int64").converted("7")
+        Traceback (most recent call last):
+        velocity.transforms.answers.NotOfType: a string
+        """
+        return _CONVERTERS[self.type](value)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What is kept of an answer (``velocity.io.lookup.Keep``): the values of the columns to add.
+
+    >>> columns = Columns((("n", Added("a.b", "int64")),))
+    >>> columns({"a": {"b": 7}}), columns({"a": None})
+    ((7,), (None,))
+    >>> columns({"a": {"b": "7"}}).error
+    'field a.b of column n: declared int64, came a string'
+    """
+
+    add: tuple[tuple[str, Added], ...]
+
+    def __call__(self, answer: Mapping[str, Any]) -> tuple[Any, ...] | WrongAnswer:
+        values = []
+        for column, what in self.add:
+            try:
+                values.append(what.value(answer))
+            except NotOfType as came:
+                return WrongAnswer(
+                    f"field {what.path} of column {column}: declared {what.type}, came {came}"
+                )
+        return tuple(values)
 
 
 def _string(value: Any) -> str:
@@ -51,7 +127,7 @@ def _string(value: Any) -> str:
             value.encode()
         except UnicodeEncodeError:
             raise NotOfType("a string with half a surrogate pair") from None
-    return value
+    return sys.intern(value)  # of a city a cache holds one, not one for each key
 
 
 def _int64(value: Any) -> int:

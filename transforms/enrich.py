@@ -1,6 +1,6 @@
 """Enrichment: columns looked up by a key, one question per distinct key of a batch."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, get_args
@@ -9,108 +9,130 @@ import apache_beam as beam
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from velocity.io.lookup import MISSING, PART, Answers, Failed, Lookup
+from velocity.io.lookup_waiting import Waiting
 from velocity.io.records import (
     DEAD_LETTERS,
     MESSAGE,
-    Answers,
     Cause,
-    Lookup,
     Stage,
     WithDeadLetters,
     counter,
     dead_letters,
+    distribution,
+    gauge,
     main_of,
     messages_of,
     now,
 )
-from velocity.transforms.answers import NotOfType, values_at
-from velocity.transforms.fields import TYPES
+from velocity.transforms.answers import Added, Columns, NotOfType, WrongAnswer
 
-OnMissing = Literal["null", "dead_letter"]
-OnError = Literal["fail", "dead_letter", "null"]
-
-
-class EnrichmentFailed(Exception):
-    """The service failed for some keys, so the runner shall try the bundle again."""
-
-    def __init__(self, name: str, keys: int, error: str) -> None:
-        super().__init__(name, keys, error)  # all of them, so that it survives pickling
-        self.name, self.keys, self.error = name, keys, error
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.keys} keys could not be looked up; the first: {self.error}"
-
-
-@dataclass(frozen=True, slots=True)
-class Added:
-    """A column to add: the dotted path of a field in the answer, and its type.
-
-    ``type`` is one of ``velocity.transforms.fields.TYPES``; a timestamp must have an offset.
-    """
-
-    path: str
-    type: str = "string"
-
-    def __post_init__(self) -> None:
-        if not all(self.path.split(".")):
-            raise ValueError(f"path {self.path!r}: give a dotted path such as address.city")
-        if self.type not in TYPES:
-            raise ValueError(f"type {self.type!r}: give one of {', '.join(TYPES)}")
-
-    @property
-    def arrow(self) -> pa.DataType:
-        return TYPES[self.type]
+OnMissing = Literal["null", "dead_letter"] | Mapping[str, Any]
+OnError = Literal["wait", "dead_letter", "null"]
 
 
 @dataclass(frozen=True)
 class Enrichment:
     """What to add to each row, by the answer for its key.
 
-    ``key`` names the key's column, ``add`` the columns to add. Rows whose key the service does
-    not know get nulls or become dead letters (``on_missing``). If the service fails for a key,
-    its rows get nulls or become dead letters, or the bundle fails (``on_error``). ``name`` stands
-    in errors. Raises ``ValueError`` at construction.
+    ``key`` names the key's column, or several, ``add`` the columns to add. Rows whose key the
+    service does not know become dead letters, or get nulls, or the values that ``on_missing`` gives
+    for columns. If the service fails for a key, ``on_error`` says what becomes of its rows: the bundle
+    waits for the service, ``wait_at_most`` so many seconds, and then fails, to be tried again by the
+    runner; or they become dead letters, or get nulls. A key that the service refuses although it is
+    well makes dead letters in place of waiting. ``name`` stands in errors and metrics. Raises
+    ``ValueError`` at construction.
     """
 
-    key: str
+    lookup: Lookup
+    key: str | tuple[str, ...]
     add: Mapping[str, Added]
     on_missing: OnMissing = "null"
-    on_error: OnError = "fail"
+    on_error: OnError = "wait"
+    wait_at_most: float = 300.0
     name: str = "enrich"
 
     def __post_init__(self) -> None:
         if not self.add:
             raise ValueError(f"{self.name}: add: name at least one column")
-        if self.key == MESSAGE or MESSAGE in self.add:
+        if not self.keys:
+            raise ValueError(f"{self.name}: key: name at least one column")
+        if MESSAGE in self.keys or MESSAGE in self.add:
             raise ValueError(f"{self.name}: {MESSAGE} is reserved; choose another column")
-        if self.key in self.add:
-            raise ValueError(f"{self.name}: add: {self.key!r} is the key; choose another column")
-        for option, value, known in (
-            ("on_missing", self.on_missing, get_args(OnMissing)),
-            ("on_error", self.on_error, get_args(OnError)),
+        for key in self.keys:
+            if key in self.add:
+                raise ValueError(f"{self.name}: add: {key!r} is the key; choose another column")
+        if not isinstance(self.on_missing, Mapping) and self.on_missing not in (
+            "null",
+            "dead_letter",
         ):
-            if value not in known:
-                raise ValueError(f"{self.name}: {option} {value!r}: give one of {', '.join(known)}")
+            raise ValueError(
+                f"{self.name}: on_missing {self.on_missing!r}: give one of null, dead_letter, or "
+                "values for columns"
+            )
+        if self.on_error not in get_args(OnError):
+            known = ", ".join(get_args(OnError))
+            raise ValueError(f"{self.name}: on_error {self.on_error!r}: give one of {known}")
+        if not self.wait_at_most > 0:
+            raise ValueError(f"{self.name}: wait_at_most: give seconds above 0")
+        _ = self.defaults
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.key,) if isinstance(self.key, str) else tuple(self.key)
+
+    @property
+    def key_text(self) -> str:
+        return " and ".join(self.keys)
+
+    @property
+    def defaults(self) -> tuple[Any, ...]:
+        """Of an unknown key's rows, the values of the columns."""
+        given = self.on_missing if isinstance(self.on_missing, Mapping) else {}
+        for column, value in given.items():
+            if column not in self.add:
+                raise ValueError(
+                    f"{self.name}: on_missing: {column!r} is none of the columns added"
+                )
+            try:
+                if value is not None:
+                    self.add[column].converted(value)
+            except NotOfType as came:
+                declared = self.add[column].type
+                raise ValueError(
+                    f"{self.name}: on_missing: {column} is declared {declared}, and given {came}"
+                ) from None
+        return tuple(
+            None if given.get(column) is None else what.converted(given[column])
+            for column, what in self.add.items()
+        )
+
+    @property
+    def columns(self) -> Columns:
+        """What is kept of an answer."""
+        return Columns(tuple(self.add.items()))
 
     def schema(self, schema: pa.Schema) -> pa.Schema:
         """The schema of enriched rows, from that of the rows: ``enriched_schema``.
 
         Raises ``ValueError`` too if there is no column ``key``, or one that has no plain text.
         """
-        if self.key not in schema.names:
-            raise ValueError(f"{self.name}: key: the rows have no column {self.key!r}")
-        kind = schema.field(self.key).type
-        if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-            raise ValueError(f"{self.name}: key: {self.key!r} is {kind}; choose a plain column")
+        for key in self.keys:
+            if key not in schema.names:
+                raise ValueError(f"{self.name}: key: the rows have no column {key!r}")
+            kind = schema.field(key).type
+            binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+            if pa.types.is_nested(kind) or binary:
+                raise ValueError(f"{self.name}: key: {key!r} is {kind}; choose a plain column")
         return enriched_schema(schema, self.add)
 
 
 class Enriched(NamedTuple):
-    """A batch with its columns added, the rows that got none, and what the lookup took."""
+    """A batch with its columns added, the rows that got none, and what the lookups took."""
 
     rows: pa.RecordBatch
     dead_letters: pa.RecordBatch
-    counts: Mapping[str, int]
+    taken: Sequence[Answers]
 
 
 def enriched_schema(schema: pa.Schema, add: Mapping[str, Added]) -> pa.Schema:
@@ -136,144 +158,173 @@ def enriched_schema(schema: pa.Schema, add: Mapping[str, Added]) -> pa.Schema:
 
 def enrich(
     rows: pa.RecordBatch,
-    lookup: Lookup,
-    enrichment: Enrichment,
+    enrichments: Sequence[Enrichment],
     clock: Callable[[], datetime] = now,
 ) -> Enriched:
-    """Adds to each row what ``lookup`` knows of its key.
+    """Adds to each row what the lookups know of its keys; none may take its key from another.
 
-    Each distinct key is asked for once, as text (Arrow's cast of the key's column); a null key is
-    not asked for and gives nulls, and so does a field that is absent or null. Rows keep their
-    order. A field of another type than declared makes dead letters of the key's rows, whatever
-    the policies; its error holds neither the key nor the value, which may be a patient's.
+    All lookups are at work at once. Each distinct key is asked for once, as text (Arrow's cast of
+    the key's column); a key that is null, or null in one of its columns, is not asked for and gives
+    nulls, and so does a field that is absent or null. Rows keep their order. A field of another type
+    than declared makes dead letters of the key's rows, whatever the policies; no error holds the key
+    or the value, which may be a patient's. A row with several problems is one dead letter, by the
+    first.
 
-    Raises ``ValueError`` as ``Enrichment.schema``, and ``EnrichmentFailed``.
+    Raises ``ValueError`` as ``Enrichment.schema``, and ``ServiceUnavailable``.
 
-    >>> from velocity.io.records import MESSAGES, Answers
+    >>> from velocity.io.records import MESSAGES
     >>> class Known:
-    ...     def lookup(self, keys):
-    ...         return Answers({"7": {"address": {"city": "Bandung"}}}, frozenset({"8"}), {}, {})
+    ...     def begin(self, keys, keep):
+    ...         values = [keep({"city": "Bandung"}) if key == "7" else MISSING for key in keys]
+    ...         return lambda: Answers(values)
     >>> message = pa.nulls(4, pa.struct(list(MESSAGES)))
     >>> rows = pa.RecordBatch.from_arrays([pa.array([8, 7, None, 7]), message], ["id", "_message"])
-    >>> enriched = enrich(rows, Known(), Enrichment("id", {"city": Added("address.city")}))
+    >>> enriched = enrich(rows, [Enrichment(Known(), "id", {"city": Added("city")})])
     >>> enriched.rows["city"].to_pylist()
     [None, 'Bandung', None, 'Bandung']
     """
-    schema = enrichment.schema(rows.schema)
-    keys = pc.dictionary_encode(rows[enrichment.key].cast(pa.string()))
-    asked = keys.dictionary.to_pylist()
-    answers = lookup.lookup(asked)
-    if answers.failed and enrichment.on_error == "fail":
-        error = min(answers.failed.items())[1]
-        raise EnrichmentFailed(enrichment.name, len(answers.failed), error)
-    problems = dict(_unanswered(asked, answers, enrichment))
-    objects = [answers.found.get(key) for key in asked]
-    added = []
-    for column, what in enrichment.add.items():
-        values: list[Any] = []
-        for index, value in enumerate(values_at(what.path, what.type, objects)):
-            if isinstance(value, NotOfType):
-                error = (
-                    f"{enrichment.name}: the answer for {enrichment.key}: field {what.path} of "
-                    f"column {column}: declared {what.type}, came {value}"
-                )
-                problems.setdefault(index, (Cause.WRONG_ANSWER, error))
-            values.append(None if isinstance(value, NotOfType) else value)
-        added.append(pa.array(values, what.arrow).take(keys.indices))
-    columns = [*rows.columns[:-1], *added, rows.columns[-1]]
-    enriched = pa.RecordBatch.from_arrays(columns, schema=schema)
+    schema = rows.schema
+    begun = []
+    for enrichment in enrichments:
+        schema = enrichment.schema(schema)
+        keys = _keys(rows, enrichment.keys)
+        lookup = enrichment.lookup
+        if enrichment.on_error == "wait":
+            lookup = Waiting(lookup, enrichment.wait_at_most, enrichment.name)
+        wait = lookup.begin(keys.dictionary.to_pylist(), enrichment.columns)
+        begun.append((enrichment, keys.indices, wait))
+    columns, taken = rows.columns[:-1], []
+    problems: dict[int, tuple[Cause, str]] = {}
+    for enrichment, indices, wait in begun:
+        answers = wait()
+        values, failed = _values(answers, enrichment)
+        by_column = zip(*values, strict=True) if values else ((),) * len(enrichment.add)
+        for what, column in zip(enrichment.add.values(), by_column, strict=True):
+            columns.append(pa.array(column, what.arrow).take(indices))
+        if failed:
+            is_failed = pa.array([i in failed for i in range(len(values))], pa.bool_())
+            its = is_failed.take(indices).fill_null(False)
+            for row in pc.indices_nonzero(its).to_pylist():
+                problems.setdefault(row, failed[indices[row].as_py()])
+        taken.append(answers)
+    enriched = pa.RecordBatch.from_arrays([*columns, rows.columns[-1]], schema=schema)
     letters = pa.RecordBatch.from_pylist([], schema=DEAD_LETTERS)
     if problems:
-        is_problem = pa.array([index in problems for index in range(len(asked))], pa.bool_())
-        fails = is_problem.take(keys.indices).fill_null(False)
-        failed = [problems[index] for index in keys.indices.filter(fails).to_pylist()]
+        order = sorted(problems)
         letters = dead_letters(
-            messages_of(rows.filter(fails)),
+            messages_of(rows.take(pa.array(order))),
             stage=Stage.ENRICH,
-            causes=[cause for cause, _ in failed],
-            errors=[error for _, error in failed],
+            causes=[problems[row][0] for row in order],
+            errors=[problems[row][1] for row in order],
             failed_at=clock(),
         )
-        enriched = enriched.filter(pc.invert(fails))
-    counts = {
-        **answers.counts,
-        "enriched_rows": enriched.num_rows,
-        "enrich_keys_missing": len(answers.missing),
-        "enrich_keys_failed": len(answers.failed),
-    }
-    return Enriched(enriched, letters, counts)
+        well = pa.array([row not in problems for row in range(rows.num_rows)], pa.bool_())
+        enriched = enriched.filter(well)
+    return Enriched(enriched, letters, taken)
 
 
-def _unanswered(
-    asked: list[str], answers: Answers, enrichment: Enrichment
-) -> Iterator[tuple[int, tuple[Cause, str]]]:
-    """The keys, by their index, whose rows become dead letters for want of an answer."""
-    name = enrichment.name
-    for index, key in enumerate(asked):
-        if key in answers.found:
-            continue
-        if key in answers.failed:
-            if enrichment.on_error == "dead_letter":
-                yield index, (Cause.SERVICE_FAILED, f"{name}: {answers.failed[key]}")
-        elif key not in answers.missing:
+def _keys(rows: pa.RecordBatch, columns: Sequence[str]) -> pa.DictionaryArray:
+    """The distinct keys as text, and which of them each row has."""
+    texts = [rows[column].cast(pa.string()) for column in columns]
+    one = texts[0] if len(texts) == 1 else pc.binary_join_element_wise(*texts, PART)
+    return pc.dictionary_encode(one)
+
+
+def _values(
+    given: Answers, enrichment: Enrichment
+) -> tuple[Sequence[tuple[Any, ...]], dict[int, tuple[Cause, str]]]:
+    """For each key the values of the columns, and the keys, by index, whose rows fail."""
+    answers = given.values
+    if given.all_kept or set(map(type, answers)) <= {tuple}:
+        return answers, {}
+    nulls, defaults, name = (None,) * len(enrichment.add), enrichment.defaults, enrichment.name
+    values, failed = [], dict[int, tuple[Cause, str]]()
+    for i, answer in enumerate(answers):
+        value = nulls
+        if answer is MISSING:
+            value = defaults
+            if enrichment.on_missing == "dead_letter":
+                error = f"{name}: the service does not know the key in {enrichment.key_text}"
+                failed[i] = (Cause.KEY_NOT_FOUND, error)
+        elif isinstance(answer, Failed):
+            if enrichment.on_error != "null":
+                failed[i] = (Cause.SERVICE_FAILED, f"{name}: {answer.error}")
+        elif isinstance(answer, WrongAnswer):
+            error = f"{name}: the answer for {enrichment.key_text}: {answer.error}"
+            failed[i] = (Cause.WRONG_ANSWER, error)
+        elif type(answer) is tuple:
+            value = answer
+        else:
             raise ValueError(f"{name}: the lookup left a key without an answer; mend the lookup")
-        elif enrichment.on_missing == "dead_letter":
-            error = f"{name}: the service does not know the key in {enrichment.key}"
-            yield index, (Cause.KEY_NOT_FOUND, error)
+        values.append(value)
+    return values, failed
 
 
 class _Enrich(beam.DoFn):
     DEAD_LETTERS = "dead_letters"
 
-    def __init__(
-        self, lookup: Lookup, enrichment: Enrichment, clock: Callable[[], datetime]
-    ) -> None:
-        self._lookup = lookup
-        self._enrichment = enrichment
+    def __init__(self, enrichments: Sequence[Enrichment], clock: Callable[[], datetime]) -> None:
+        self._enrichments = enrichments
         self._clock = clock
 
     def process(self, element: pa.RecordBatch) -> Iterator[Any]:
-        rows, letters, counts = enrich(element, self._lookup, self._enrichment, self._clock)
-        for name, count in counts.items():
-            counter(name).inc(count)
+        rows, letters, taken = enrich(element, self._enrichments, self._clock)
+        for answers in taken:
+            _measure(answers)
+        counter("enriched_rows").inc(rows.num_rows)
         if letters.num_rows:
             yield beam.pvalue.TaggedOutput(self.DEAD_LETTERS, letters)
         if rows.num_rows:
             yield rows
 
 
+def _measure(answers: Answers) -> None:
+    counter("enrich_keys").inc(len(answers.values))
+    if not answers.all_kept:
+        missing = sum(value is MISSING for value in answers.values)
+        counter("enrich_keys_missing").inc(missing)
+        counter("enrich_keys_failed").inc(sum(isinstance(v, Failed) for v in answers.values))
+    for name, count in answers.counts.items():
+        counter(name).inc(count)
+    for name, samples in answers.samples.items():
+        measured = distribution(name)
+        for sample in samples:
+            measured.update(sample)
+    for name, state in answers.states.items():
+        gauge(name).set(state)
+
+
 class Enrich(beam.PTransform):
-    """Adds columns to batches by looking up the key in each row: ``enrich`` as a step.
+    """Adds columns to batches by looking up the keys in each row: ``enrich`` as a step.
 
     Takes batches of rows, or a ``WithDeadLetters``, and gives a ``WithDeadLetters``; a batch left
-    without rows is not put out. Options are those of ``Enrichment``; ``clock`` dates the dead
-    letters. Counts ``enriched_rows`` (rows put out), ``enrich_keys_missing``,
-    ``enrich_keys_failed`` (once per batch that asks) and what the lookup counts.
+    without rows is not put out. Several enrichments are looked up at once, so none may take its key
+    from another: chain steps for that. ``clock`` dates the dead letters. Counts ``enriched_rows``
+    (rows put out), ``enrich_keys`` (once per batch that asks), ``enrich_keys_missing`` and
+    ``enrich_keys_failed`` of them, and what the lookups count and measure.
 
-        rows | Enrich(RestLookup(url, id="id"), key="provider_id", add={"city": Added("city")})
+        rows | Enrich(Enrichment(RestLookup(...), key="provider_id", add={"city": Added("city")}))
     """
 
-    def __init__(
-        self,
-        lookup: Lookup,
-        *,
-        key: str,
-        add: Mapping[str, Added],
-        on_missing: OnMissing = "null",
-        on_error: OnError = "fail",
-        name: str = "enrich",
-        clock: Callable[[], datetime] = now,
-    ) -> None:
+    def __init__(self, *enrichments: Enrichment, clock: Callable[[], datetime] = now) -> None:
         super().__init__()
-        self._enrichment = Enrichment(key, add, on_missing, on_error, name)
-        self._lookup = lookup
+        if not enrichments:
+            raise ValueError("give at least one enrichment")
+        added = {column for enrichment in enrichments for column in enrichment.add}
+        for enrichment in enrichments:
+            for key in enrichment.keys:
+                if key in added:
+                    raise ValueError(
+                        f"{enrichment.name}: key: {key!r} is added by the same step; chain two"
+                    )
+        self._enrichments = enrichments
         self._clock = clock
 
     def default_label(self) -> str:
-        return f"Enrich {self._enrichment.name}"
+        return f"Enrich {', '.join(enrichment.name for enrichment in self._enrichments)}"
 
     def expand(self, input_or_inputs: Any) -> Any:  # Beam warns of any other hint
-        step = beam.ParDo(_Enrich(self._lookup, self._enrichment, self._clock))
+        step = beam.ParDo(_Enrich(self._enrichments, self._clock))
         both = main_of(input_or_inputs) | "Look up and join" >> step.with_output_types(
             pa.RecordBatch, **{_Enrich.DEAD_LETTERS: pa.RecordBatch}
         ).with_outputs(_Enrich.DEAD_LETTERS, main="rows")

@@ -1,0 +1,136 @@
+"""Jobs on a Flink cluster of their own: what stack tests share."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from tests.cluster import Cluster, Pace, until
+from velocity.io.sqlite import StoreUnusable, read_documents
+from velocity.pipelines.directory import directory
+from velocity.pipelines.jobfile import load
+from velocity.pipelines.produce import produce
+from velocity.pipelines.recompute import differences
+from velocity.pipelines.simulator import Scenario, simulate
+from velocity.runners.demo import JOB, expected
+
+SEED = 5
+
+
+@contextmanager
+def flink_cluster(folder: Path, temporary: Path, environ: Mapping[str, str]) -> Iterator[Cluster]:
+    """A stack with Kafka and Flink, its state in ``folder``."""
+    variables = {"VELOCITY_STATE": str(folder), "TMPDIR": str(temporary)}
+    found = Cluster(folder, {**os.environ, **variables, **environ})
+    try:
+        found("stack", "up", "kafka", "flink")
+        found.environ["KAFKA"] = found.address("kafka")
+        yield found
+    finally:
+        found("stack", "down")
+
+
+def end_all(cluster: Cluster) -> None:
+    """Cancels what runs, and ends workers that stay: one test's fault is not the next one's."""
+    for job in cluster.flink.jobs():
+        if not job.ended:
+            cluster.flink.cancel(job.id)
+    try:
+        until(lambda: all(job.ended for job in cluster.flink.jobs()) and cluster.workers() == [])
+    finally:
+        for worker in cluster.workers():
+            os.kill(worker, signal.SIGKILL)
+
+
+class Case:
+    """The pharmacy's job on topics of its own, and what its documents must be."""
+
+    def __init__(self, cluster: Cluster, folder: Path, events: int) -> None:
+        self.cluster = cluster
+        self.prefix = folder.name
+        self.path = folder / "job.yaml"
+        text = JOB.read_text().replace("pharmacy.events", f"{self.prefix}.pharmacy.events")
+        self.path.write_text(text.replace("idle_after: 60s", "idle_after: 5s"))
+        self.store, self.dead = folder / "documents.db", folder / "dead-letters"
+        self.scenario = Scenario(seed=SEED, events=events, domains=("pharmacy_delivery",))
+        topic = NewTopic(f"{self.prefix}.pharmacy.events", 4, 1)
+        client = AdminClient({"bootstrap.servers": self.kafka})
+        for made in client.create_topics([topic]).values():
+            made.result()
+        until(lambda: len(client.list_topics(topic.topic, 30).topics[topic.topic].partitions) == 4)
+        self.producer: threading.Thread | None = None
+        self.pace = Pace()
+
+    @property
+    def kafka(self) -> str:
+        return self.cluster.address("kafka")
+
+    def run(self, *options: str, code: int = 0) -> str:
+        """The id of the job, which runs on Flink."""
+        return self.cluster(*self.command(*options), code=code).strip()
+
+    def command(self, *options: str) -> list[str]:
+        """What ``velocity`` is given to run the job."""
+        sinks = ("--sqlite", str(self.store), "--dead-letters", str(self.dead))
+        return ["run", str(self.path), "--runner", "flink", "--detach", *sinks, *options]
+
+    def committed(self, group: str) -> int:
+        """How many messages the group was told of, over all partitions."""
+        consumer = Consumer({"bootstrap.servers": self.kafka, "group.id": group})
+        try:
+            where = [TopicPartition(f"{self.prefix}.pharmacy.events", n) for n in range(4)]
+            return sum(max(found.offset, 0) for found in consumer.committed(where, 30))
+        finally:
+            consumer.close()
+
+    def produce(self, rate: float = 1_000) -> None:
+        """Begins to send events, so many a second, until all that are left are wanted at once.
+
+        No partition must fall silent before: its watermark would follow the clock.
+        """
+        self.producer = threading.Thread(
+            target=produce,
+            args=(self.scenario, self.kafka),
+            kwargs={
+                "topics_prefix": f"{self.prefix}.",
+                "rate": rate,
+                "clock": self.pace.clock,
+                "sleep": self.pace.sleep,
+            },
+        )
+        self.producer.start()
+
+    @property
+    def producing(self) -> bool:
+        return self.producer is not None and self.producer.is_alive()
+
+    def documents(self) -> dict[str, Any]:
+        try:
+            return dict(read_documents(str(self.store)))
+        except (FileNotFoundError, StoreUnusable):  # it is being made
+            return {}
+
+    def await_all(self, seconds: float = 400) -> None:
+        """Returns when the documents are final, and equal the plain recomputation."""
+        wanted = expected(load(self.path), simulate(self.scenario), directory(SEED))
+        self.pace.release()
+        assert self.producer is not None
+        self.producer.join()
+
+        def wrong() -> list[str]:
+            found = self.documents()
+            early = [f"{id_}: early" for id_, body in found.items() if body["pane"] == "early"]
+            return [*differences(wanted, found), *early]
+
+        deadline = time.monotonic() + seconds
+        while (left := wrong()) and time.monotonic() < deadline:
+            time.sleep(1)
+        assert left[:5] == []

@@ -1,0 +1,139 @@
+"""Sensitive fields leave no trace: not in rows, not in dead letters, not in documents."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from velocity.io.copies import MASKED
+from velocity.io.dead_letter_store import _from_row, letter_of
+from velocity.io.dead_letters_kafka import kafka_records
+from velocity.io.records import (
+    DEAD_LETTERS,
+    MESSAGE,
+    MESSAGES,
+    TIMESTAMP,
+    Cause,
+    Stage,
+    dead_letters,
+)
+from velocity.transforms.sensitive import Sensitive
+
+SECRET = "a secret of the clinic"
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+PATIENT = st.text(st.characters(codec="utf-8"), min_size=3)
+
+
+def letters(
+    *values: bytes | None,
+    key: bytes | None = None,
+    error: str = "no",
+    stage: Stage = Stage.ENRICH,
+) -> pa.RecordBatch:
+    messages = [
+        {"topic": "orders", "partition": 1, "offset": i, "key": key, "value": value}
+        for i, value in enumerate(values)
+    ]
+    return dead_letters(
+        pa.RecordBatch.from_pylist(messages, schema=MESSAGES),
+        stage=stage,
+        causes=[Cause.SERVICE_FAILED] * len(values),
+        errors=[error] * len(values),
+        failed_at=NOW,
+    )
+
+
+@pytest.mark.parametrize("secret", [SECRET, ""])
+@given(patient=PATIENT, others=st.dictionaries(st.sampled_from("xyz"), st.integers()))
+def test_no_dead_letter_holds_a_sensitive_value(
+    secret: str, patient: str, others: dict[str, int]
+) -> None:
+    value = json.dumps({"patient_id": patient, **others}).encode()
+    given = letters(value, key=patient.encode(), error=f"cannot cast {patient} to a number")
+    masked = Sensitive(("patient_id",), secret).letters(given)
+    assert masked.schema == DEAD_LETTERS
+    (row,) = masked.to_pylist()
+    event = json.loads(row["value"])
+    hashed = event.pop("patient_id", None)
+    assert event == others
+    assert (hashed is None) == (secret == "")
+    assert hashed != patient
+    assert row["key"] != patient.encode()
+    assert row["error"].startswith("cannot cast ***")
+    assert {k: row[k] for k in ("topic", "partition", "offset", "attempt")} == {
+        "topic": "orders",
+        "partition": 1,
+        "offset": 0,
+        "attempt": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    "value", [b"\xff patient-1", b'{"patient_id": "patient-1"', b'["patient-1"]']
+)
+def test_of_what_can_not_be_read_nothing_is_kept(value: bytes) -> None:
+    (row,) = Sensitive(("patient_id",), SECRET).letters(letters(value)).to_pylist()
+    assert row["value"] is None
+
+
+def test_a_masked_letter_is_not_whole_so_its_replay_takes_the_original_from_its_topic() -> None:
+    masked = Sensitive(("patient_id",), SECRET).letters(letters(b'{"patient_id": "p"}'))
+    (row,) = masked.to_pylist()
+    assert not _from_row({"job": "j", **row}).whole
+    (record,) = kafka_records(masked, "j")
+    assert not letter_of(record.key, record.value, record.headers).whole
+    (record,) = kafka_records(letters(b"{}"), "j")
+    assert letter_of(record.key, record.value, record.headers).whole
+    assert (MASKED, b"1") not in record.headers
+
+
+def test_a_rejected_document_is_kept_as_it_is() -> None:
+    given = letters(b'{"dimensions": {"patient_id": "0a1b"}}', key=b"id", stage=Stage.SINK)
+    assert Sensitive(("patient_id",), SECRET).letters(given).equals(given)
+
+
+def rows(*patients: str | None, kind: pa.DataType | None = None) -> pa.RecordBatch:
+    messages = pa.nulls(len(patients), pa.struct(list(MESSAGES)))
+    columns = [pa.array(patients, kind or pa.string()), pa.array(range(len(patients))), messages]
+    return pa.RecordBatch.from_arrays(columns, ["patient_id", "n", MESSAGE])
+
+
+@given(st.lists(st.none() | PATIENT))
+def test_equal_values_have_equal_hashes_and_null_has_none(patients: list[str | None]) -> None:
+    sensitive = Sensitive(("patient_id",), SECRET)
+    hashed = sensitive.rows(rows(*patients))["patient_id"].to_pylist()
+    assert [value is None for value in hashed] == [value is None for value in patients]
+    assert len(set(hashed)) == len(set(patients))
+    assert [v for v in hashed if v] == [sensitive.hashed(p) for p in patients if p is not None]
+    other = Sensitive(("patient_id",), "another").rows(rows(*patients))
+    assert not set(filter(None, hashed)) & set(filter(None, other["patient_id"].to_pylist()))
+
+
+def test_a_number_is_hashed_as_its_text_in_rows_and_letters_alike() -> None:
+    sensitive = Sensitive(("patient_id",), SECRET)
+    given: Any = [7]
+    (hashed,) = sensitive.rows(rows(*given, kind=pa.int64()))["patient_id"].to_pylist()
+    (row,) = sensitive.letters(letters(b'{"patient_id": 7}')).to_pylist()
+    assert json.loads(row["value"])["patient_id"] == hashed == sensitive.hashed("7")
+
+
+def test_without_a_secret_the_column_is_gone_so_that_no_metric_counts_nulls_unknowingly() -> None:
+    assert Sensitive(("patient_id",)).rows(rows("p")).schema.names == ["n", MESSAGE]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [(("x",), "no column 'x'"), (("share",), "'share' is a fraction"), ((MESSAGE,), "is reserved")],
+)
+def test_what_can_not_be_hashed_is_refused(fields: tuple[str, ...], says: str) -> None:
+    schema = pa.schema([("at", TIMESTAMP), ("share", pa.float64()), (MESSAGE, pa.null())])
+    with pytest.raises(ValueError, match=says):
+        Sensitive(fields, SECRET).schema(schema)
+
+
+def test_a_secret_is_not_shown() -> None:
+    assert SECRET not in repr(Sensitive(("patient_id",), SECRET))

@@ -1,0 +1,99 @@
+"""A service that fails under a real Flink and Kafka: the job waits for it, and loses nothing."""
+
+import os
+import time
+from collections.abc import Iterator
+from http import HTTPStatus
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import Cluster, until
+from tests.flink_jobs import SEED, Case, end_all, flink_cluster
+from velocity.io.dead_letters import read_dead_letters
+from velocity.pipelines.directory import directory
+from velocity.runners.embedded import DirectoryService
+
+pytestmark = pytest.mark.stack
+
+OUTAGE = float(os.environ.get("VELOCITY_TEST_OUTAGE", "40"))
+"""Seconds; ten minutes were tried by hand."""
+
+
+class Faulty(DirectoryService):
+    """Answers 503 while it is down."""
+
+    down = False
+
+    def answer(self, target: str) -> tuple[HTTPStatus, bytes]:
+        return (HTTPStatus.SERVICE_UNAVAILABLE, b"") if self.down else super().answer(target)
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Faulty]:
+    with Faulty(directory(SEED).tables()) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, service: Faulty) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("stack") / "state"
+    services = {"PROVIDERS": service.url, "PATIENTS": service.url}
+    with flink_cluster(folder, tmp_path_factory.mktemp("temporary"), services) as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def no_job_is_left(cluster: Cluster) -> Iterator[None]:
+    yield
+    end_all(cluster)
+
+
+def wait_at_most(case: Case, limit: str) -> None:
+    """The job forgets fast, so that each event needs the service, and waits so long at a time."""
+    text = case.path.read_text().replace("cache: {ttl: 10m,", "cache: {ttl: 1s,")
+    keys = f"    max_keys: 200\n    wait_at_most: {limit}\n    cache: {{ttl: 1s}}\n"
+    case.path.write_text(text.replace("    max_keys: 200\n", keys))
+    assert case.path.read_text().count("ttl: 1s") == 2
+
+
+@pytest.mark.parametrize(("limit", "restarts"), [("5m", False), ("10s", True)])
+def test_an_outage_ends_with_every_event_enriched_and_no_dead_letter(
+    cluster: Cluster, service: Faulty, tmp_path: Path, limit: str, restarts: bool
+) -> None:
+    case = Case(cluster, tmp_path, 200_000)
+    wait_at_most(case, limit)
+    case.produce(400)
+    job = case.run("--checkpoint-interval", "5s")
+    until(lambda: len(case.documents()) > 10)
+    before = cluster.counter(job, "enriched_rows")
+    service.down = True
+    time.sleep(OUTAGE)
+    if restarts:  # what waits for too long fails, and is read again
+        until(lambda: cluster.flink.restarts(job) > 0)
+    service.down = False
+    assert case.producing
+    if not restarts:
+        until(lambda: cluster.counter(job, "enriched_rows") > before)
+        until(lambda: cluster.counter(job, "enrich_wait_ms") > 0)
+        assert cluster.flink.restarts(job) == 0
+    case.await_all()
+    letters = read_dead_letters(str(case.dead))
+    assert set(letters["stage"].to_pylist()) <= {"decode"}
+    cluster("stop", job, "--cancel")
+
+
+def test_a_job_that_waits_can_be_cancelled(
+    cluster: Cluster, service: Faulty, tmp_path: Path
+) -> None:
+    case = Case(cluster, tmp_path, 2_000)
+    wait_at_most(case, "1h")
+    service.down = True
+    case.pace.release()
+    case.produce()
+    job = case.run()
+    until(lambda: (cluster.folder / "flink").exists())
+    time.sleep(5)
+    cluster("stop", job, "--cancel")
+    until(lambda: cluster.flink.find(job).ended and cluster.workers() == [])
+    service.down = False
