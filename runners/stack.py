@@ -11,7 +11,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from velocity.runners.stack_components import (
     PORTS,
     Machine,
     Settings,
+    check_kept,
     component,
 )
 from velocity.runners.stack_errors import ServerFailed, StackError
@@ -77,6 +78,7 @@ class Stack:
         names: Sequence[str] = NAMES,
         *,
         settings: Settings | None = None,
+        asked: Collection[str] = (),
         ports: Mapping[str, int] | None = None,
         fresh: bool = False,
         wait: float = 180.0,
@@ -84,7 +86,8 @@ class Stack:
     ) -> StackState:
         """Starts what does not run yet, and returns once all of it is healthy.
 
-        Of a component that runs, only servers that ended are started again, as they were. With
+        Of a component that runs, only servers that ended are started again, as they were; it is an
+        error if it runs otherwise than ``asked``: the names of settings that must hold. With
         ``fresh``, data of former runs is deleted first. Raises ``StackError``; whatever it
         raises, nothing that this call started is left running.
         """
@@ -99,7 +102,7 @@ class Stack:
                 with marked(Mark(str(self.folder), run, "up")):
                     if fresh:
                         self._take_down(names)
-                    built = self._build(names, settings, ports or {}, machine, report)
+                    built = self._build(names, settings, asked, ports or {}, machine, report)
                     for part in built:
                         self._start(part, run, fresh, report)
                     for part in built:
@@ -184,6 +187,7 @@ class Stack:
         self,
         names: Sequence[str],
         settings: Settings,
+        asked: Collection[str],
         given: Mapping[str, int],
         machine: Machine,
         report: Report,
@@ -203,16 +207,23 @@ class Stack:
             for port, number in state.components[name].ports.items()
         }
         for port, number in given.items():
-            if port not in usual and running.get(port) != number:
+            if port in running and running[port] != number:
+                (owner,) = (name for name in names if port in PORTS[name])
                 raise StackError(
-                    f"Port {port}={number} is for nothing that this command starts. Ports are"
-                    f" {', '.join(usual) or 'all taken'}; a component that runs must be taken"
-                    " down first."
+                    f"{owner} was brought up with port {port}={running[port]}, not {number}: take"
+                    f" it down first, velocity stack down {owner}"
+                )
+            if port not in usual | running:
+                raise StackError(
+                    f"Port {port}={number} is for nothing that this command starts, which takes"
+                    f" {', '.join(usual | running)}."
                 )
         chosen = choose_ports(usual, {k: v for k, v in given.items() if k in usual})
         built = []
         for name in names:
             old = state.components.get(name)
+            if old:
+                check_kept(old, settings, asked)
             part = component(
                 name,
                 ports=old.ports if old else {port: chosen[port] for port in PORTS[name]},

@@ -65,9 +65,23 @@ def up(
             " Else the usual one, or any free one where that is taken.",
         ),
     ] = None,
-    task_managers: Annotated[int, typer.Option(min=1, help="Flink TaskManagers.")] = 1,
-    slots: Annotated[int, typer.Option(min=1, help="Slots of each TaskManager.")] = 4,
-    state_backend: Annotated[str, typer.Option(help="hashmap or rocksdb.")] = "hashmap",
+    task_managers: Annotated[
+        int | None, typer.Option(min=1, help="Flink TaskManagers.", show_default="1")
+    ] = None,
+    slots: Annotated[
+        int | None, typer.Option(min=1, help="Slots of each TaskManager.", show_default="4")
+    ] = None,
+    state_backend: Annotated[
+        str | None, typer.Option(help="hashmap or rocksdb.", show_default="hashmap")
+    ] = None,
+    ha: Annotated[
+        bool | None,
+        typer.Option(
+            "--ha/--no-ha",
+            help="Whether Flink's jobs outlive their JobManager, by ZooKeeper.",
+            show_default="no-ha",
+        ),
+    ] = None,
     elasticsearch: Annotated[
         int | None,
         typer.Option(help="9 (JDK 21 or later) or 8 (JDK 17).", show_default="9 if a JDK allows"),
@@ -77,7 +91,7 @@ def up(
 ) -> None:
     """Start servers, and return when all are healthy. The first start downloads them.
 
-    What runs already is kept; a server of it that has ended is started again.
+    What runs already is kept as it is; a server of it that has ended is started again.
     """
     console = Console(stderr=True, highlight=False)
     began = time.monotonic()
@@ -89,12 +103,20 @@ def up(
 
     with _plain_errors(as_json):
         machine = Machine(jdks=installed_jdks(), cache=cache_folder())
-        settings = Settings(task_managers, slots, state_backend, elasticsearch)
+        wishes: dict[str, Any] = {
+            "task_managers": task_managers,
+            "slots": slots,
+            "state_backend": state_backend,
+            "ha": ha,
+            "elasticsearch": elasticsearch,
+        }
+        asked = {name: wish for name, wish in wishes.items() if wish is not None}
         stack = Stack(state_folder())
         stack.up(
             machine,
             components or NAMES,
-            settings=settings,
+            settings=Settings(**asked),
+            asked=asked,
             ports=_ports(port or []),
             fresh=fresh,
             wait=wait,

@@ -1,11 +1,17 @@
 """What the stack is made of: from wishes and this machine's JDKs to servers ready to start."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from velocity.runners import stack_elasticsearch, stack_flink, stack_kafka, stack_packages
+from velocity.runners import (
+    stack_elasticsearch,
+    stack_flink,
+    stack_kafka,
+    stack_packages,
+    stack_zookeeper,
+)
 from velocity.runners.stack_errors import MissingTool, StackError
 from velocity.runners.stack_java import Jdk, choose_jdk, need_jdk, need_maven
 from velocity.runners.stack_packages import Progress, Tools
@@ -23,6 +29,14 @@ PORTS: Final[Mapping[str, Mapping[str, int]]] = {
 """By component, each port's name and its usual number."""
 
 
+SETTINGS: Final[Mapping[str, frozenset[str]]] = {
+    "kafka": frozenset(),
+    "elasticsearch": frozenset({"elasticsearch"}),
+    "flink": frozenset({"task_managers", "slots", "state_backend", "ha"}),
+}
+"""By component, which of the ``Settings`` are its own."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How the servers shall be, beside their ports."""
@@ -33,6 +47,8 @@ class Settings:
     state_backend: str = "hashmap"
     elasticsearch: int | None = None
     """Major version; None takes 9 where there is a JDK 21, else 8."""
+    ha: bool = False
+    """Whether Flink's jobs outlive their JobManager."""
 
     def __post_init__(self) -> None:
         if self.task_managers < 1 or self.slots < 1:
@@ -44,6 +60,18 @@ class Settings:
         if self.elasticsearch is not None and self.elasticsearch not in versions:
             known = " or ".join(map(str, versions))
             raise StackError(f"elasticsearch is {self.elasticsearch}: give {known}.")
+
+
+def check_kept(record: ComponentRecord, settings: Settings, asked: Collection[str]) -> None:
+    """Raises ``StackError`` if what was brought up is not as ``asked``: settings by name."""
+    kept = Settings(**record.settings)
+    for name in sorted(SETTINGS[record.name] & set(asked)):
+        has, wanted = getattr(kept, name), getattr(settings, name)
+        if has != wanted:
+            raise StackError(
+                f"{record.name} was brought up with {name.replace('_', '-')} {has}, not {wanted}:"
+                f" take it down first, velocity stack down {record.name}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +147,7 @@ def component(
         addresses = {"kafka": f"{HOST}:{ports['kafka']}"}
     elif name == "elasticsearch":
         major = machine.elasticsearch(settings.elasticsearch)
+        settings = replace(settings, elasticsearch=major)  # started again, it is the same one
         jdk = machine.jdk(name, major)
         tools = _tools(machine, jdk)
         package = stack_packages.elasticsearch(major, machine.cache, tools, progress)
@@ -161,8 +190,19 @@ def _cluster(
         temporary=folder / "tmp",
         slots=settings.slots,
         state_backend=settings.state_backend,
+        ha=settings.ha,
+    )
+    zookeeper = (
+        [
+            stack_zookeeper.ZooKeeper(
+                folder, jars=jars, jdk=jdk, port=ports["zookeeper"], log4j=stack_flink.LOG4J
+            )
+        ]
+        if settings.ha
+        else []
     )
     return (
+        *zookeeper,
         stack_flink.JobManager(
             "jobmanager", folder, jars=jars, jdk=jdk, configuration=configuration
         ),
@@ -182,6 +222,8 @@ def healthy(record: ComponentRecord, server: str) -> bool:
         return stack_kafka.answers(record.ports["kafka"])
     if record.name == "elasticsearch":
         return stack_elasticsearch.answers(record.ports["elasticsearch"])
+    if server == "zookeeper":
+        return stack_zookeeper.is_ok(record.ports["zookeeper"])
     if server == "workers":
         return stack_flink.listens(record.ports["workers"])
     if server == "jobmanager":

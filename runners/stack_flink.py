@@ -16,7 +16,7 @@ from velocity.runners.stack_java import Jdk
 from velocity.runners.stack_ports import HOST
 from velocity.runners.stack_server import Server
 
-PORTS: Final = {"flink": 8081, "flink-rpc": 0, "flink-blob": 0, "workers": 50000}
+PORTS: Final = {"flink": 8081, "flink-rpc": 0, "flink-blob": 0, "workers": 50000, "zookeeper": 0}
 
 STATE_BACKENDS: Final = ("hashmap", "rocksdb")
 
@@ -108,7 +108,13 @@ class TaskManagerMemory:
 
 
 def configuration(
-    *, ports: Mapping[str, int], data: Path, temporary: Path, slots: int, state_backend: str
+    *,
+    ports: Mapping[str, int],
+    data: Path,
+    temporary: Path,
+    slots: int,
+    state_backend: str,
+    ha: bool = False,
 ) -> dict[str, str | int | bool]:
     """The ``config.yaml`` that all processes of the cluster share, as flat keys."""
     return {
@@ -136,6 +142,8 @@ def configuration(
         "restart-strategy.type": "exponential-delay",
         "restart-strategy.exponential-delay.initial-backoff": "1 s",
         "restart-strategy.exponential-delay.max-backoff": "30 s",
+        # After a minute that went well, a failure is a first one again (Flink's own: an hour).
+        "restart-strategy.exponential-delay.reset-backoff-threshold": "1 min",
         # A lost TaskManager is noticed in seconds: all of them live on this machine.
         "heartbeat.interval": 3000,
         "heartbeat.timeout": 20000,
@@ -144,6 +152,23 @@ def configuration(
         "web.submit.enable": False,
         "web.cancel.enable": True,
         **TaskManagerMemory().configuration(),
+        **(high_availability(ports, data) if ha else {}),
+    }
+
+
+def high_availability(ports: Mapping[str, int], data: Path) -> dict[str, str | int]:
+    """What lets a JobManager find the jobs of the one before it, and TaskManagers find it.
+
+    Source: Flink's documentation, "ZooKeeper HA Services".
+    """
+    return {
+        "high-availability.type": "zookeeper",
+        "high-availability.zookeeper.quorum": f"{HOST}:{ports['zookeeper']}",
+        "high-availability.storageDir": (data / "ha").as_uri(),
+        "high-availability.cluster-id": "/velocity",
+        "high-availability.jobmanager.port": str(ports["flink-rpc"]),
+        # A killed JobManager leads for so long after its end; its successor waits.
+        "high-availability.zookeeper.client.session-timeout": 15000,
     }
 
 
@@ -201,7 +226,8 @@ class FlinkProcess(Server):
 
 
 class JobManager(FlinkProcess):
-    """Takes jobs at its REST interface, and keeps them in memory: without it they are lost."""
+    """Takes jobs at its REST interface; they are lost with it, unless the cluster is one of high
+    availability."""
 
     entry_point = "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint"
 

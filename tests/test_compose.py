@@ -7,6 +7,7 @@ import apache_beam
 import pytest
 import yaml
 
+from velocity.runners.stack_kafka import server_properties
 from velocity.runners.stack_packages import ELASTICSEARCH_VERSIONS, FLINK_VERSION, KAFKA_VERSION
 
 SERVICES: dict[str, Any] = yaml.safe_load(
@@ -31,6 +32,14 @@ def test_the_versions_are_those_of_the_stack(service: str, image: str) -> None:
 def test_workers_run_the_beam_that_submits() -> None:
     [first, *_] = SERVICES["workers"]["build"]["dockerfile_inline"].splitlines()
     assert first == f"FROM apache/beam_python3.11_sdk:{apache_beam.__version__}"
+
+
+def test_kafka_keeps_simulated_events_as_the_stacks_does() -> None:
+    text = server_properties(port=1, controller_port=2, data=Path("/d"))
+    stack = dict(line.split("=", 1) for line in text.splitlines())
+    for name in ("log.retention.ms", "num.partitions"):
+        variable = f"KAFKA_{name.upper().replace('.', '_')}"
+        assert SERVICES["kafka"]["environment"][variable] == stack[name]
 
 
 def test_every_port_is_open_on_the_loopback_interface_only() -> None:

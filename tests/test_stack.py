@@ -232,6 +232,9 @@ def test_a_second_up_starts_nothing(stack: Commands) -> None:
     stack("up", "kafka")
     before = {process.id for process in stack.running()}
     stack("up", "kafka")
+    port = stack.state.components["kafka"].ports["kafka"]
+    error = stack("up", "kafka", "--port", "kafka=1", code=1)
+    assert f"kafka was brought up with port kafka={port}, not 1: take it down" in error["message"]
     assert {process.id for process in stack.running()} == before
 
 
@@ -253,9 +256,9 @@ def listening(processes: list[Process]) -> set[str]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_all_servers_listen_on_the_loopback_only(stack: Commands) -> None:
-    stack("up")
+    stack("up", "--ha")
     assert listening(stack.running()) <= {"0100007F", "0000000000000000FFFF00000100007F"}
-    assert len(stack.running()) == 5
+    assert len(stack.running()) == 6
 
 
 def test_ctrl_c_during_up_leaves_nothing(stack: Commands) -> None:

@@ -1,12 +1,15 @@
 """What is missing is said before anything starts; servers listen on 127.0.0.1 only."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from velocity.runners.stack_components import NAMES, PORTS, Machine, Settings
+from velocity.runners import stack_components
+from velocity.runners.stack_components import NAMES, PORTS, SETTINGS, Machine, Settings, check_kept
 from velocity.runners.stack_errors import MissingTool, StackError
 from velocity.runners.stack_flink import (
     JobManager,
@@ -17,10 +20,19 @@ from velocity.runners.stack_flink import (
 )
 from velocity.runners.stack_java import Jdk
 from velocity.runners.stack_kafka import server_properties
+from velocity.runners.stack_ports import any_free
 from velocity.runners.stack_server import tail
+from velocity.runners.stack_state import ComponentRecord
+from velocity.runners.stack_zookeeper import ZooKeeper, is_ok, zoo_cfg
 
 JDK_17, JDK_25 = Jdk(Path("/jvm/17"), 17), Jdk(Path("/jvm/25"), 25)
-FLINK_PORTS = {"flink": 8081, "flink-rpc": 6123, "flink-blob": 6124, "workers": 50000}
+FLINK_PORTS = {
+    "flink": 8081,
+    "flink-rpc": 6123,
+    "flink-blob": 6124,
+    "workers": 50000,
+    "zookeeper": 2181,
+}
 
 
 def no_maven() -> str:
@@ -81,6 +93,31 @@ def test_wrong_settings_are_refused_by_name(settings: dict[str, object]) -> None
         Settings(**settings)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("wish", "told"),
+    [
+        ({"slots": 8}, "flink was brought up with slots 2, not 8: .* velocity stack down flink"),
+        ({"ha": True}, "flink was brought up with ha False, not True"),
+        ({"state_backend": "rocksdb"}, "with state-backend hashmap, not rocksdb"),
+    ],
+)
+def test_a_setting_that_what_runs_does_not_have_is_refused(wish: dict[str, Any], told: str) -> None:
+    flink = ComponentRecord("flink", "1.19.3", FLINK_PORTS, {"slots": 2}, {})
+    with pytest.raises(StackError, match=told):
+        check_kept(flink, Settings(**wish), wish)
+
+
+def test_what_is_not_asked_for_stays_as_it_was_brought_up() -> None:
+    flink = ComponentRecord("flink", "1.19.3", FLINK_PORTS, {"slots": 2, "ha": True}, {})
+    check_kept(flink, Settings(), ())
+    check_kept(flink, Settings(ha=True), {"ha"})
+    check_kept(flink, Settings(elasticsearch=8), {"elasticsearch"})  # another component's
+
+
+def test_every_setting_is_some_components() -> None:
+    assert set().union(*SETTINGS.values()) == {field.name for field in fields(Settings)}
+
+
 def test_kafka_listens_on_the_loopback_only() -> None:
     text = server_properties(port=19092, controller_port=19093, data=Path("/d"))
     properties = dict(line.split("=", 1) for line in text.splitlines())
@@ -114,6 +151,39 @@ def test_checkpoints_and_savepoints_lie_with_the_data() -> None:
     rendered = flink_configuration()
     assert rendered["state.checkpoints.dir"] == "file:///d/checkpoints"
     assert rendered["state.savepoints.dir"] == "file:///d/savepoints"
+
+
+def test_jobs_outlive_their_job_manager_only_where_asked_for() -> None:
+    assert not any(key.startswith("high-availability") for key in flink_configuration())
+    rendered = flink_configuration(ha=True)
+    assert rendered["high-availability.type"] == "zookeeper"
+    assert rendered["high-availability.zookeeper.quorum"] == "127.0.0.1:2181"
+    assert rendered["high-availability.storageDir"] == "file:///d/ha"
+    # TaskManagers learn the port from ZooKeeper; it is one of the stack's all the same.
+    assert rendered["high-availability.jobmanager.port"] == "6123"
+
+
+def test_zookeeper_listens_on_the_loopback_only_and_lives_with_flinks_data(tmp_path: Path) -> None:
+    settings = dict(line.split("=", 1) for line in zoo_cfg(port=2181, data=tmp_path).splitlines())
+    assert settings["clientPortAddress"] == "127.0.0.1"
+    assert settings["admin.enableServer"] == "false"  # its HTTP server listens on all interfaces
+    server = ZooKeeper(tmp_path, jars=Path("/j"), jdk=JDK_17, port=2181, log4j="status = warn")
+    server.prepare()
+    assert f"dataDir={tmp_path}/data/zookeeper" in (
+        (tmp_path / "conf" / "zookeeper" / "zoo.cfg").read_text().splitlines()
+    )
+
+
+def test_where_no_zookeeper_is_none_is_healthy() -> None:
+    assert not is_ok(any_free())
+
+
+def test_high_availability_brings_a_zookeeper_first(tmp_path: Path) -> None:
+    for ha, first in ((False, "jobmanager"), (True, "zookeeper")):
+        found = stack_components._cluster(
+            tmp_path, Path("/j"), JDK_17, FLINK_PORTS, Settings(ha=ha)
+        )
+        assert found[0].name == first
 
 
 def test_rocksdb_writes_checkpoints_by_increments() -> None:
