@@ -727,6 +727,10 @@ class Job(Model):
     @model_validator(mode="after")
     def _data_streams_take_no_corrections(self) -> "Job":
         if self.sinks.elasticsearch and self.sinks.elasticsearch.data_stream:
+            if self.transactions:
+                raise PydanticCustomError(
+                    "corrected_in_data_stream", "transactions", {"place": ("transactions",)}
+                )
             for i, metric in enumerate(self.metrics):
                 if metric.emit.early is not None or metric.emit.lateness:
                     raise PydanticCustomError(

@@ -408,8 +408,8 @@ def _sentence(detail: ErrorDetails, context: Mapping[str, Any]) -> str:
             return f"differs from {context['first']} by case only, which SQL can't tell apart"
         case "corrected_in_data_stream":
             return (
-                "a data stream takes no correction: leave out early and lateness, or "
-                "sinks.elasticsearch.data_stream"
+                "a data stream takes no correction, which early, lateness and transactions bring: "
+                "leave them out, or sinks.elasticsearch.data_stream"
             )
         case "string_pattern_mismatch":
             return _PATTERNS[context["pattern"]]

@@ -45,6 +45,10 @@ _SAME: Final = ("min", "max", "first", "last")
 """Aggregates whose result is one of the values."""
 
 
+_ALERT: Final = {"status": _KEYWORD, "next": _KEYWORD, "ended_at": _DATE, "seconds": _DOUBLE}
+"""The values of an alert on a transaction."""
+
+
 def into(job: Job, prefix: str) -> Job:
     """The job with other indices: their names begin with ``prefix``, and no alias reads them."""
     sink = _sink(job)
@@ -71,7 +75,7 @@ def setup_of(graph: Graph, prefix: str = "") -> Setup:
     pattern = graph.index
     name = f"velocity-{job.job}" + (f".{prefix.strip('-._')}" if prefix else "")
     alias = None if sink.alias is None else sink.alias.replace("{job}", job.job)
-    if alias is not None and pattern.makes(alias, job.job, [m.name for m in job.metrics]):
+    if alias is not None and pattern.makes(alias, job.job, list(_mappings(graph))):
         raise JobError(
             f"{alias} is the name of an index too; give another alias, or null for none",
             *("sinks", "elasticsearch", "alias"),

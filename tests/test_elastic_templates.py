@@ -14,6 +14,9 @@ from velocity.pipelines.jobfile import JobFileError, load, parse
 from velocity.pipelines.templates import into, requests, setup_of
 from velocity.runners.demo import JOB
 from velocity.transforms.aggregates import FUNCTIONS
+from velocity.transforms.stages import Fact, Stages
+from velocity.transforms.stages import Stage as Of
+from velocity.transforms.transactions import alert
 
 ORDERS = """\
 job: orders
@@ -88,6 +91,16 @@ def test_every_field_of_a_document_is_mapped_and_no_other_is_made_up() -> None:
     assert mapping(setup())["dynamic"] == "false"
 
 
+def test_alerts_on_transactions_are_mapped_like_any_document() -> None:
+    made = setup_of(Graph(load(JOB.parent / "transactions.yaml"), {}))
+    properties = mapping(made, "velocity-transactions")["properties"]
+    stages = Stages([Of("order", ["o"], ["sent"], timedelta(seconds=60)), Of("sent", ["s"])])
+    found = alert(stages, ["city"], "j", "trx-1", Fact("stuck", 0, None, 60_000, 0, ("Solo",)))
+    assert found.dimensions.keys() <= properties["dimensions"]["properties"].keys()
+    assert found.values.keys() <= properties["values"]["properties"].keys()
+    assert types(properties["values"])["ended_at"] == "date"
+
+
 def test_every_aggregate_has_a_field_type() -> None:
     calls = {f: "percentile(amount, 5)" if f == "percentile" else f"{f}(amount)" for f in FUNCTIONS}
     made = job().model_dump()
@@ -100,7 +113,8 @@ def test_every_aggregate_has_a_field_type() -> None:
 def test_no_type_is_used_that_lies_in_a_module_of_its_own() -> None:
     """``scaled_float``, ``flattened`` and others are not in every server."""
     everywhere = {"keyword", "long", "double", "boolean", "date", "object"}
-    for made in (setup(), setup_of(Graph(load(JOB), {"ELASTICSEARCH": "http://h:1"}))):
+    jobs = [load(path) for path in JOB.parent.glob("*.yaml")]
+    for made in (setup(), *(setup_of(Graph(each, {})) for each in jobs)):
         for body in made.components.values():
             found = json.dumps(body)
             used = {part.split('"')[0] for part in found.split('"type": "')[1:]}
