@@ -2,9 +2,12 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+ROUNDS ?= 50
+MINUTES ?= 120
+SEED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-stack lint clean
+.PHONY: help demo test test-stack test-chaos lint clean
 
 help: ## Say what there is.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -13,10 +16,13 @@ demo: .venv/installed ## Run the main job over simulated events and check every 
 	$(BIN)/velocity demo
 
 test: lint ## Run ruff, mypy and all tests that need no server.
-	$(BIN)/python -m pytest -q -n 2 -m "not stack"
+	$(BIN)/python -m pytest -q -n 2 -m "not stack and not chaos"
 
 test-stack: .venv/installed ## Run the tests on real servers: needs a JDK 17 (and 21 or later), Maven.
 	$(BIN)/python -m pytest -q -m stack
+
+test-chaos: .venv/installed ## Kill, pause and cut for ROUNDS rounds, or MINUTES; SEED says which.
+	CHAOS_ROUNDS=$(ROUNDS) CHAOS_MINUTES=$(MINUTES) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -q -s -m chaos
 
 lint: .venv/installed
 	$(BIN)/ruff check
