@@ -40,6 +40,7 @@ from velocity.pipelines.job import (
     WindowSpec,
 )
 from velocity.transforms.decode import JsonDecoder
+from velocity.transforms.deduplicate import Deduplicate
 from velocity.transforms.derive import Derive, Where
 from velocity.transforms.enrich import Enrich, Enrichment
 from velocity.transforms.fields import Field
@@ -138,6 +139,21 @@ class Graph:
                 group=source.kafka.group,
                 disorder=source.disorder,
                 idle_after=source.idle_after,
+            )
+
+    @cached_property
+    def deduplicate(self) -> Deduplicate | None:
+        spec = self.job.source.deduplicate
+        if spec is None:
+            return None
+        with _at("source", "deduplicate"):
+            if spec.by not in self.job.fields:
+                raise ValueError(f"by: {spec.by!r} is none of the declared fields")
+            return Deduplicate(
+                spec.by,
+                event_time=self.job.source.event_time,
+                horizon=spec.horizon,
+                shards=spec.shards,
             )
 
     @cached_property
@@ -356,6 +372,8 @@ class Graph:
     def rows(self, decoded: Any) -> Any:
         """From decoded rows, wherever they come from, to those that metrics are computed from."""
         flow = decoded
+        if self.deduplicate:
+            flow = flow | "Deduplicate" >> self.deduplicate
         if self.filter:
             flow = flow | "Filter" >> self.filter
         for enrich in self.enrichments:

@@ -210,6 +210,23 @@ class FormatSpec(Model):
         return self
 
 
+class DeduplicateSpec(Model):
+    """Of events with one id the first counts: SNS and producers deliver some twice."""
+
+    by: Column = Field(description="The field that holds an event's id; events without are kept.")
+    horizon: Duration = Field(
+        description="How far apart in event time two events of one id are one, and how late a copy "
+        "may come and still be known for one. Each id is kept for so long."
+    )
+    shards: int = Field(
+        16,
+        ge=1,
+        le=1024,
+        description="In how many parts ids are kept: no more subtasks can do this step at a time. "
+        "It can't change for a job that resumes from a savepoint.",
+    )
+
+
 Format = Annotated[
     Annotated[Literal["json", "sns"], Tag("name")] | Annotated[FormatSpec, Tag("keys")],
     Discriminator(lambda given: "keys" if isinstance(given, dict | FormatSpec) else "name"),
@@ -226,6 +243,9 @@ class Source(Model):
         "SNS, or bare where a subscription delivers raw messages.",
     )
     event_time: Column = Field(description="The field that says when an event happened.")
+    deduplicate: DeduplicateSpec | None = Field(
+        None, description="Without it each copy of an event counts."
+    )
     disorder: Duration = Field(
         timedelta(seconds=30),
         description="How far behind the latest event of its partition an event may come and still "

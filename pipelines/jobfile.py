@@ -536,6 +536,7 @@ def variables(job: Job) -> list[str]:
 
 def _parts(job: Job) -> Iterator[_Part]:
     yield _Part(job, lambda graph: graph.read())
+    yield _Part(job, lambda graph: graph.deduplicate)
     yield _Part(job, lambda graph: graph.filter)
     for i, enrichment in enumerate(job.enrich):
         so_far = job.model_copy(update={"enrich": job.enrich[: i + 1]})

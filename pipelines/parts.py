@@ -21,6 +21,7 @@ from velocity.io.rest_calls import Template
 from velocity.io.sqlite import WriteToSqlite
 from velocity.transforms.answers import Added
 from velocity.transforms.decode import Decode, JsonDecoder
+from velocity.transforms.deduplicate import Deduplicate
 from velocity.transforms.derive import Derive, Where
 from velocity.transforms.enrich import Enrich, Enrichment
 from velocity.transforms.fields import Field
@@ -31,6 +32,7 @@ from velocity.transforms.windows import Fixed, Session, Sliding
 __all__ = [
     "Added",
     "Decode",
+    "Deduplicate",
     "Derive",
     "Enrich",
     "EnrichByRest",

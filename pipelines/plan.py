@@ -25,6 +25,7 @@ from velocity.pipelines.job import (
 Kind = Literal[
     "read",
     "decode",
+    "deduplicate",
     "filter",
     "enrich",
     "protect",
@@ -86,6 +87,10 @@ def _rows(job: Job) -> Iterator[Step]:
     """From the topics to the rows that metrics are computed from, one after the other."""
     before = yield from _next(_read(job), ())
     before = yield from _next(_decode(job), before)
+    if spec := job.source.deduplicate:
+        details = {"by": spec.by, "horizon": format_duration(spec.horizon)}
+        details["shards"] = str(spec.shards)
+        before = yield from _next(Step("deduplicate", "deduplicate", details), before)
     if job.filter is not None:
         before = yield from _next(Step("filter", "filter", {"where": _line(job.filter)}), before)
     for level in levels(job.enrich):

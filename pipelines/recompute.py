@@ -19,7 +19,7 @@ import jmespath
 import pyarrow as pa
 
 from velocity.io.records import TIMESTAMP, rfc3339
-from velocity.pipelines.job import EnrichmentSpec, Job, MetricSpec, TransactionSpec
+from velocity.pipelines.job import DeduplicateSpec, EnrichmentSpec, Job, MetricSpec, TransactionSpec
 from velocity.pipelines.recompute_transactions import facts
 from velocity.transforms.aggregates import Call, Distinct, Percentile
 from velocity.transforms.fields import TYPES
@@ -80,6 +80,8 @@ def recompute(
     """
     decoded = (_decode(job, message, parse) for message in messages)
     rows = [row for row in decoded if row is not None]
+    if job.source.deduplicate:
+        rows = list(_first_of_each(job, job.source.deduplicate, rows))
     table = _table(rows, {name: spec.type for name, spec in job.fields.items()})
     if job.filter:
         table = _sql(table, f"SELECT * FROM rows WHERE ({job.filter})")
@@ -157,6 +159,19 @@ def _alerts(
                 2,
             )
     return documents
+
+
+def _first_of_each(
+    job: Job, spec: DeduplicateSpec, rows: Iterable[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Without what has an id that was there before, within the horizon."""
+    horizon = spec.horizon // _MILLISECOND
+    times: defaultdict[Any, list[int]] = defaultdict(list)
+    for row in rows:
+        id_, time = row[spec.by], row[job.source.event_time]
+        if id_ is None or all(abs(time - other) > horizon for other in times[id_]):
+            times[id_].append(time)
+            yield row
 
 
 def differences(

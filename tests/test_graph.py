@@ -124,6 +124,12 @@ def test_parts_that_reach_nothing_need_no_environment() -> None:
     [
         ("event_time: event_time", "event_time: x", "decoder", ("source", "event_time")),
         ("derive:", "filter: x > 0\nderive:", "filter", ("filter",)),
+        (
+            "  event_time: event_time\n",
+            "  event_time: event_time\n  deduplicate: {by: x, horizon: 1h}\n",
+            "deduplicate",
+            ("source", "deduplicate"),
+        ),
         ("key: provider_id", "key: x", "enriched_schema", ("enrich", 0)),
         ("?ids={keys}", "", "enrichments", ("enrich", 0)),
         ("amount >= 250000", "x", "derive", ("derive",)),
