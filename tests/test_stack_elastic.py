@@ -2,9 +2,12 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from typing import Any
 import pytest
 from elasticsearch import Elasticsearch
 
+from tests.cluster import until
 from velocity.io.elastic import deletion, operation
 from velocity.io.elastic_alias import rollback, swap
 from velocity.io.elastic_answers import Verdict, judge
@@ -29,6 +33,9 @@ from velocity.runners.stack_state import read_state
 
 pytestmark = pytest.mark.stack
 
+BOTH = pytest.mark.parametrize("node", [9, 8], indirect=True, scope="module")
+"""For what a server of 8 might take in another way."""
+
 JOB = """\
 job: NAME
 source: {kafka: {bootstrap_servers: h:1, topics: [t]}, event_time: at}
@@ -45,23 +52,40 @@ JANUARY, FEBRUARY = 1_767_225_600_000, 1_769_904_000_000
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-@pytest.fixture(scope="module", params=[9, 8])
-def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+@dataclass
+class Node:
+    """A server of the local stack."""
+
+    folder: Path
+
+    def stack(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "velocity.runners.stack_cli", *arguments]
+        subprocess.run(command, env={**os.environ, "VELOCITY_STATE": str(self.folder)}, check=True)
+
+    def kill(self) -> None:
+        [server] = read_state(self.folder).components["elasticsearch"].servers
+        os.kill(server.process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module", params=[9])
+def node(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Node]:
     if request.param == 9 and not any(jdk.feature >= 21 for jdk in installed_jdks()):
         pytest.skip("Elasticsearch 9 needs a JDK 21 or later")
-    folder = tmp_path_factory.mktemp("elasticsearch")
-
-    def stack(*arguments: str) -> None:
-        command = [sys.executable, "-m", "velocity.runners.stack_cli", *arguments]
-        subprocess.run(command, env={**os.environ, "VELOCITY_STATE": str(folder)}, check=True)
-
+    node = Node(tmp_path_factory.mktemp("elasticsearch"))
     try:
-        stack("up", "elasticsearch", "--elasticsearch", str(request.param))
-        found = read_state(folder).address("elasticsearch")
-        assert found is not None
-        yield found
+        node.stack("up", "elasticsearch", "--elasticsearch", str(request.param))
+        yield node
     finally:
-        stack("down")
+        node.stack("down")
+
+
+@pytest.fixture(scope="module")
+def url(node: Node) -> str:
+    found = read_state(node.folder).address("elasticsearch")
+    assert found is not None
+    return found
 
 
 @pytest.fixture
@@ -125,6 +149,7 @@ def found(client: Elasticsearch, index: str, **query: Any) -> list[str]:
 # -- set up ---------------------------------------------------------------------------------------
 
 
+@BOTH
 def test_the_second_set_up_changes_nothing(client: Elasticsearch, job: Job, name: str) -> None:
     job = changed(job, settings={"number_of_replicas": 0, "refresh_interval": "5s"})
     first = states(client, job)
@@ -137,6 +162,7 @@ def test_the_second_set_up_changes_nothing(client: Elasticsearch, job: Job, name
     assert third[-2:] == [f"unchanged  index {name}-2026.01", f"unchanged  alias velocity-{name}"]
 
 
+@BOTH
 def test_documents_are_found_and_counted_by_the_fields_of_the_job(
     client: Elasticsearch, job: Job, name: str
 ) -> None:
@@ -180,6 +206,7 @@ def test_what_a_job_adds_is_added_to_the_indices_that_are_there(
     assert found(client, f"velocity-{name}", query={"term": {"values.cities": 3}}) == ["2"]
 
 
+@BOTH
 def test_an_index_that_does_not_fit_is_named_and_nothing_is_changed(
     client: Elasticsearch, job: Job, name: str
 ) -> None:
@@ -237,6 +264,7 @@ def test_an_alias_that_is_an_index_is_refused(client: Elasticsearch, job: Job, n
 # -- answers to documents -------------------------------------------------------------------------
 
 
+@BOTH
 @pytest.mark.parametrize(
     ("trouble", "cure", "kind"),
     [
@@ -296,6 +324,7 @@ def test_an_index_that_is_shut_is_waited_for_and_takes_the_document_once_it_is_o
     assert client.get(index=index, id="1")["_source"]["values"] == {"n": 3}
 
 
+@BOTH
 def test_what_can_never_be_stored_is_rejected_alone_with_the_reason(
     client: Elasticsearch, job: Job
 ) -> None:
@@ -318,6 +347,7 @@ def test_what_can_never_be_stored_is_rejected_alone_with_the_reason(
     assert "values.total" in told[1][1]
 
 
+@BOTH
 def test_a_cluster_that_takes_no_further_index_is_waited_for(
     client: Elasticsearch, job: Job
 ) -> None:
@@ -342,6 +372,7 @@ def test_a_cluster_that_makes_no_index_by_itself_is_waited_for(
         client.cluster.put_settings(persistent={"action.auto_create_index": None})
 
 
+@BOTH
 def test_the_greatest_version_stays_and_a_deletion_is_a_version_too(
     client: Elasticsearch, job: Job, name: str
 ) -> None:
@@ -369,9 +400,66 @@ def test_an_id_too_long_spoils_no_other_document(client: Elasticsearch, job: Job
     assert "HTTP 400" in outcome.rejected[0].error
 
 
+def test_a_server_that_is_killed_and_started_again_has_each_document_once(
+    node: Node, client: Elasticsearch, job: Job, name: str
+) -> None:
+    states(client, job)
+    waits = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:  # it was tried in vain before
+            node.stack("up", "elasticsearch")
+
+    bulks = Bulks(
+        lambda operations, timeout: send(client, operations, timeout),
+        Retry.lasting(timedelta(minutes=5)),
+        timedelta(seconds=60),
+        wait,
+    )
+    written = 0
+    for i in range(4):
+        if i == 2:
+            node.kill()
+        outcome = bulks.write([op(job, doc(f"{i}-{n}", n=n)) for n in range(50)])
+        written += outcome.written
+        assert outcome.rejected == []
+    assert (written, len(waits) >= 3) == (200, True)
+    client.indices.refresh(index=f"velocity-{name}")
+    assert client.count(index=f"velocity-{name}")["count"] == 200
+
+
+def test_a_set_up_beside_a_running_writer_keeps_no_document_back(
+    client: Elasticsearch, url: str, job: Job, name: str
+) -> None:
+    states(client, job)
+    ended = threading.Event()
+    booked: list[Verdict] = []
+
+    def write() -> None:
+        with Connection((url,)).open() as own:
+            for n in range(10_000):
+                booked.extend(verdicts(own, op(job, doc(str(n), n=n))))
+                if ended.is_set():
+                    return
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    until(lambda: booked != [])
+    for i in range(3):
+        values = {f"v{n}": "count()" for n in range(i + 1)}
+        assert any("fields added" in line for line in states(client, with_values(job, **values)))
+    ended.set()
+    writer.join()
+    assert set(booked) == {Verdict.WRITTEN}
+    client.indices.refresh(index=f"velocity-{name}")
+    assert client.count(index=f"velocity-{name}")["count"] == len(booked)
+
+
 # -- data streams ---------------------------------------------------------------------------------
 
 
+@BOTH
 def test_a_data_stream_takes_each_document_once(client: Elasticsearch, job: Job, name: str) -> None:
     job = changed(job, index=f"{name}-stream", data_stream=True, retention=timedelta(days=30))
     assert [line.split()[0] for line in states(client, job)] == ["created"] * 4
@@ -389,6 +477,7 @@ def test_a_data_stream_takes_each_document_once(client: Elasticsearch, job: Job,
 # -- aliases --------------------------------------------------------------------------------------
 
 
+@BOTH
 def test_an_alias_is_swapped_to_what_a_replay_has_written_and_back(
     client: Elasticsearch, job: Job, name: str
 ) -> None:
