@@ -36,9 +36,10 @@ class EmbeddedKafka:
     (True, 0)
     """
 
-    def __init__(self, topics: Mapping[str, int] | None = None) -> None:
+    def __init__(self, topics: Mapping[str, int] | None = None, brokers: int = 1) -> None:
         """``topics``: those to create at the start, each with its number of partitions."""
         self._topics = dict(topics or {})
+        self._brokers = brokers
         self._library: Any = None
         self._client: int | None = None
         self._cluster: int | None = None
@@ -46,7 +47,7 @@ class EmbeddedKafka:
     def __enter__(self) -> Self:
         self._library = _librdkafka()
         self._client = _client(self._library)
-        self._cluster = self._library.rd_kafka_mock_cluster_new(self._client, 1)
+        self._cluster = self._library.rd_kafka_mock_cluster_new(self._client, self._brokers)
         try:
             for topic, partitions in self._topics.items():
                 self.create_topic(topic, partitions)
@@ -73,7 +74,7 @@ class EmbeddedKafka:
 
     @property
     def bootstrap_servers(self) -> str:
-        """Its address, ``127.0.0.1:port``."""
+        """Its address, ``127.0.0.1:port``; of several brokers, all with commas between."""
         servers = self._library.rd_kafka_mock_cluster_bootstraps(self._running())
         return str(servers.decode("ascii"))
 
@@ -82,7 +83,15 @@ class EmbeddedKafka:
         if partitions < 1:
             raise ValueError(f"partitions of {topic} must be 1 or more, not {partitions}")
         code = self._library.rd_kafka_mock_topic_create(
-            self._running(), topic.encode("utf-8"), partitions, 1
+            self._running(), topic.encode("utf-8"), partitions, self._brokers
+        )
+        if code:
+            raise KafkaException(KafkaError(code))
+
+    def lead(self, topic: str, partition: int, broker: int) -> None:
+        """Makes a broker, counted from 1, the partition's leader: the others no longer serve it."""
+        code = self._library.rd_kafka_mock_partition_set_leader(
+            self._running(), topic.encode("utf-8"), partition, broker
         )
         if code:
             raise KafkaException(KafkaError(code))
@@ -116,6 +125,13 @@ def _librdkafka() -> Any:
         "rd_kafka_mock_cluster_destroy": (None, pointer),
         "rd_kafka_mock_cluster_bootstraps": (text, pointer),
         "rd_kafka_mock_topic_create": (number, pointer, text, number, number),
+        "rd_kafka_mock_partition_set_leader": (
+            number,
+            pointer,
+            text,
+            ctypes.c_int32,
+            ctypes.c_int32,
+        ),
     }
     for name, (result, *arguments) in signatures.items():
         try:
