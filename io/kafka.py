@@ -5,40 +5,23 @@ it. Splittable DoFns and their watermarks: https://beam.apache.org/documentation
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal
 
 import apache_beam as beam
 import pyarrow as pa
-import pyarrow.compute as pc
-from apache_beam.pvalue import TaggedOutput
-from apache_beam.transforms.window import TimestampedValue
-from apache_beam.utils.timestamp import Duration, Timestamp
 
-from velocity.io.kafka_commits import COMMITS, Commits, Group
 from velocity.io.kafka_config import KafkaConfig
-from velocity.io.kafka_consumer import (
-    Messages,
-    Offsets,
-    offsets_to_read,
-    open_consumer,
-    to_arrow,
-)
-from velocity.io.kafka_offsets import UNBOUNDED, OffsetRestrictions, Partition
-from velocity.io.kafka_readers import READERS, PartitionReader, Readers
-from velocity.io.kafka_topics import is_pattern, matching, topics_of
-from velocity.io.records import Decoder, WithDeadLetters, counter, gauge
-from velocity.io.watermark import ForwardWatermarkProvider
+from velocity.io.kafka_consumer import Offsets
+from velocity.io.kafka_partitions import ListPartitions, Wanted, WatchPartitions
+from velocity.io.kafka_read import ReadBounded, ReadUnbounded
+from velocity.io.kafka_topics import is_pattern, matching
+from velocity.io.records import Decoder, WithDeadLetters
 
-_POLL_EVERY: Final = Duration(micros=200_000)
 _MOST: Final = 1_000_000
 """Messages that a consumer gives at once."""
-
-_TRACKER: Final = beam.DoFn.RestrictionParam(OffsetRestrictions())
-_FINALIZER: Final = beam.DoFn.BundleFinalizerParam  # Beam passes it by its place, after the element
-_WATERMARK: Final = beam.DoFn.WatermarkEstimatorParam(ForwardWatermarkProvider())
 
 
 @dataclass(eq=False, repr=False)
@@ -67,7 +50,9 @@ class ReadFromKafka(beam.PTransform):
     use the group. A bounded read commits nothing.
 
     A topic that begins with ``^`` is a regular expression that stands for all topics whose whole name
-    matches when reading starts.
+    matches. A read without end looks for partitions that are new every ``discover_every``, and reads
+    them from their earliest offset. What happens in a partition is taken to happen after it was
+    made: older events may be late.
 
     A bundle ends after ``bundle_size`` messages (give or take a batch), after ``bundle_time``, or
     when there is nothing to read. Counters: ``read_messages``, ``read_bytes``, ``decoded_rows``; and
@@ -90,6 +75,8 @@ class ReadFromKafka(beam.PTransform):
     bundle_time: timedelta = timedelta(seconds=2)
     bundle_size: int = 50_000
     group: str | None = None
+    discover_every: timedelta = timedelta(seconds=10)
+    on_lost_offsets: Literal["fail", "earliest"] = "fail"
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -111,9 +98,17 @@ class ReadFromKafka(beam.PTransform):
                 re.compile(topic)
             except re.error as error:
                 raise ValueError(f"topics: {topic!r} is no regular expression: {error}") from None
-        for name, time in (("idle_after", self.idle_after), ("bundle_time", self.bundle_time)):
+        for name, time in (
+            ("idle_after", self.idle_after),
+            ("bundle_time", self.bundle_time),
+            ("discover_every", self.discover_every),
+        ):
             if time <= timedelta():
                 raise ValueError(f"{name} must be more than 0, not {time}")
+        if self.on_lost_offsets not in ("fail", "earliest"):
+            raise ValueError(
+                f'on_lost_offsets must be "fail" or "earliest", not {self.on_lost_offsets!r}'
+            )
         if not 1 <= self.batch_size <= _MOST:
             raise ValueError(f"batch_size must be 1 to {_MOST}, not {self.batch_size}")
         if self.bundle_size < 1:
@@ -136,11 +131,11 @@ class ReadFromKafka(beam.PTransform):
                 raise ValueError(f"{name} must be {wanted}, a time or offsets, not {where!r}")
 
     def expand(self, pbegin: Any) -> Any:
-        read = _ReadBounded(self) if self.stop is not None else _ReadUnbounded(self)
+        read = ReadBounded(self) if self.stop is not None else ReadUnbounded(self)
         outputs = (
             pbegin
             | "Start" >> beam.Create([None], reshuffle=False)
-            | "List partitions" >> beam.ParDo(_ListPartitions(self))
+            | "List partitions" >> self._list_partitions()
             | "Spread partitions" >> beam.Reshuffle()
             | "Read"
             >> beam.ParDo(read)
@@ -149,149 +144,10 @@ class ReadFromKafka(beam.PTransform):
         )
         return WithDeadLetters(*outputs) if self.decoder else outputs.rows
 
-
-class _ListPartitions(beam.DoFn):
-    """Fixes start and stop once, before anything is read, so that a retry can't move them."""
-
-    def __init__(self, read: ReadFromKafka) -> None:
-        self._read = read
-
-    def process(self, _: None) -> Iterator[Partition]:
-        read = self._read
-        consumer = open_consumer(read.config, read.group)
-        try:
-            for topic in topics_of(consumer, read.config, read.topics):
-                yield from offsets_to_read(consumer, read.config, topic, read.start, read.stop)
-        finally:
-            consumer.close()
-
-
-class _Read(beam.DoFn):
-    def __init__(self, read: ReadFromKafka) -> None:
-        self._config = read.config
-        self._group = Group(read.config, read.group) if read.group else None
-        self._decoder = read.decoder
-        self._disorder = Duration(read.disorder.total_seconds())
-        self._idle_after = read.idle_after.total_seconds()
-        self._batch_size = read.batch_size
-        self._bundle_time = read.bundle_time.total_seconds()
-        self._bundle_size = read.bundle_size
-        self._messages = counter("read_messages")
-        self._bytes = counter("read_bytes")
-        self._decoded = counter("decoded_rows")
-
-    def teardown(self) -> None:
-        READERS.close()
-        COMMITS.close()
-
-    def read_bundle(
-        self,
-        element: Partition,
-        tracker: Any,
-        watermark: Any,
-        finalizer: Any,
-        readers: Readers = READERS,
-        commits: Commits = COMMITS,
-    ) -> Iterator[Any]:
-        """Reads to the end of the restriction; without one, until the bundle is full or starved."""
-        offsets = tracker.current_restriction()
-        if offsets.start == offsets.stop:
-            return
-        bounded, read_to = offsets.stop < UNBOUNDED, offsets.start
-        deadline, read, starved = readers.clock() + self._bundle_time, 0, False
-        reader = readers.take(self._config, element.topic, element.partition, offsets.start)
-        try:
-            while reader.position < (stop := tracker.current_restriction().stop):
-                if not bounded and (
-                    starved or read >= self._bundle_size or readers.clock() >= deadline
-                ):
-                    tracker.defer_remainder(_POLL_EVERY if starved else None)
-                    break
-                messages = reader.poll(min(self._batch_size, stop - reader.position))
-                starved = not messages
-                # up to the position, for offsets that no message has (compacted, or taken by a
-                # transaction's end) are read too
-                upto = min(reader.position, stop)
-                while upto > read_to and not tracker.try_claim(upto - 1):
-                    upto = tracker.current_restriction().stop  # it was split after the poll
-                read_to = max(read_to, upto)
-                if owned := _before(messages, upto):
-                    read += len(owned)
-                    yield from self._put_out(element, owned, reader, watermark)
-                if not bounded:
-                    idle_as_of = reader.idle_as_of(self._idle_after)
-                    if idle_as_of is not None:
-                        watermark.advance(idle_as_of - self._disorder)
-                elif starved:
-                    reader.expect_more()
-            if (lag := reader.lag()) is not None:
-                gauge(f"lag_{element.topic}_{element.partition}").set(lag)
-            goes_on_here = not bounded and reader.position == tracker.current_restriction().stop
-        except BaseException:
-            reader.close()
-            raise
-        if goes_on_here:
-            readers.give_back(reader)
-        else:
-            reader.close()
-        if self._group and not bounded:  # Beam's local runner confirms what later steps may fail at
-            durable = commits.bundle_ended(
-                self._group, element.topic, element.partition, offsets.start, read_to
-            )
-            if durable:
-                finalizer.register(durable)
-
-    def _put_out(
-        self, element: Partition, messages: Messages, reader: PartitionReader, watermark: Any
-    ) -> Iterator[Any]:
-        batch = to_arrow(element, messages)
-        self._messages.inc(len(messages))
-        self._bytes.inc(batch["value"].nbytes)
-        rows, times = batch, batch["timestamp"]
-        if self._decoder:
-            rows, dead = self._decoder.decode(batch)
-            times = rows[self._decoder.event_time]
-            self._decoded.inc(rows.num_rows)
-            if dead.num_rows:
-                at = watermark.current_watermark()
-                yield TaggedOutput("dead_letters", TimestampedValue(dead, at))
-        if rows.num_rows:
-            reader.row_seen()
-            if times.null_count == rows.num_rows:  # a broker that gives no timestamps
-                yield TimestampedValue(rows, watermark.current_watermark())
-            else:
-                yield TimestampedValue(rows, _timestamp(pc.min(times)))
-                watermark.advance(_timestamp(pc.max(times)) - self._disorder)
-
-
-class _ReadBounded(_Read):
-    def process(
-        self,
-        element: Partition,
-        finalizer: Any = _FINALIZER,
-        tracker: Any = _TRACKER,
-        watermark: Any = _WATERMARK,
-    ) -> Iterator[Any]:
-        yield from self.read_bundle(element, tracker, watermark, finalizer)
-
-
-class _ReadUnbounded(_Read):
-    @beam.DoFn.unbounded_per_element()
-    def process(
-        self,
-        element: Partition,
-        finalizer: Any = _FINALIZER,
-        tracker: Any = _TRACKER,
-        watermark: Any = _WATERMARK,
-    ) -> Iterator[Any]:
-        yield from self.read_bundle(element, tracker, watermark, finalizer)
-
-
-def _before(messages: Messages, stop: int) -> Messages:
-    if not messages or messages[-1].offset() < stop:
-        return messages
-    return [message for message in messages if message.offset() < stop]
-
-
-def _timestamp(time: pa.Scalar) -> Timestamp:
-    return Timestamp(micros=time.value * 1000)
+    def _list_partitions(self) -> Any:
+        skips = self.on_lost_offsets == "earliest"
+        wanted = Wanted(self.config, self.topics, self.start, self.stop, self.group, skips)
+        if self.stop is not None:
+            return beam.ParDo(ListPartitions(wanted))
+        every, disorder = self.discover_every.total_seconds(), self.disorder.total_seconds()
+        return beam.ParDo(WatchPartitions(wanted.list_new, every, disorder))

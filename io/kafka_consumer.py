@@ -1,6 +1,6 @@
 """Consumers: positions in a cluster, and its messages as Arrow batches."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -29,7 +29,41 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class KafkaReadError(Exception):
-    """A partition can't be read; the message names topic, partition, offset and remedy."""
+    """A partition can't be read; the message names topic, partition, offset and remedy.
+
+    KafkaReadError
+    ├── OffsetsLost     retention, or somebody, has deleted what was to be read next
+    └── PartitionGone   its topic has been deleted
+    """
+
+
+class OffsetsLost(KafkaReadError):
+    """What is wanted next has been deleted; ``earliest`` is the first offset that is left."""
+
+    def __init__(self, told: str, earliest: int) -> None:
+        super().__init__(told, earliest)  # what unpickling calls it with
+        self.earliest = earliest
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # a runner adds to it
+
+
+def offsets_lost(topic: str, partition: int, offset: int, low: int, high: int) -> OffsetsLost:
+    """Says that a partition has [low, high), and an offset before that was wanted.
+
+    >>> str(offsets_lost("orders", 0, 17, 40, 90)).split(";")[0]
+    "cannot read topic 'orders' partition 0 at offset 17: 23 offsets have been deleted"
+    """
+    return OffsetsLost(
+        f"cannot read topic {topic!r} partition {partition} at offset {offset}: {low - offset} "
+        f"offsets have been deleted; the broker has {low} to {high}. To go on with what is left, "
+        "and count what is lost, set on_lost_offsets to 'earliest'",
+        low,
+    )
+
+
+class PartitionGone(KafkaReadError):
+    """The topic, or this partition of it, is not there any more."""
 
 
 def open_consumer(
@@ -63,12 +97,16 @@ def offsets_to_read(
     start: str | datetime | Offsets,
     stop: str | datetime | Offsets | None,
     answer_within: float = 30.0,
+    known: Container[tuple[str, int]] = (),
+    *,
+    lost_are_skipped: bool = False,
 ) -> Iterator[Partition]:
-    """A topic's partitions, each with the offsets between two positions as they are now.
+    """A topic's partitions that are not known, with the offsets between two positions as of now.
 
     A stop past the end is the end: what is bounded does not wait for messages to come. Raises
     ``KafkaReadError`` for a topic, partition or start that the brokers don't have, and if one
-    doesn't answer within ``answer_within`` seconds.
+    doesn't answer within ``answer_within`` seconds; but a start that has been deleted is left as it
+    is where ``lost_are_skipped``, for who reads to find and count.
     """
     numbers = _partitions(consumer, config, topic, answer_within)
     for where in (start, stop):
@@ -79,6 +117,8 @@ def offsets_to_read(
                     f"it has {len(numbers)}, from 0"
                 )
     for number in numbers:
+        if (topic, number) in known:
+            continue
         with answering(config, f"find the offsets of topic {topic!r} partition {number}"):
             at = TopicPartition(topic, number)
             low, high = consumer.get_watermark_offsets(at, timeout=answer_within)
@@ -86,7 +126,10 @@ def offsets_to_read(
             last = UNBOUNDED
             if stop is not None:
                 last = min(high, _offset_of(consumer, at, stop, low, high, high, answer_within))
-        if not low <= first <= high:
+        if 0 <= first < low:
+            if not lost_are_skipped:
+                raise offsets_lost(topic, number, first, low, high)
+        elif not low <= first <= high:
             raise KafkaReadError(
                 f"cannot read topic {topic!r} partition {number} at offset {first}: the broker "
                 f"has {low} to {high}; choose a start that it has, such as 'earliest'"

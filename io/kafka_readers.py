@@ -15,7 +15,13 @@ from confluent_kafka import (
 )
 
 from velocity.io.kafka_config import KafkaConfig
-from velocity.io.kafka_consumer import KafkaReadError, Messages, open_consumer
+from velocity.io.kafka_consumer import (
+    KafkaReadError,
+    Messages,
+    PartitionGone,
+    offsets_lost,
+    open_consumer,
+)
 
 _LOG: Final = logging.getLogger(__name__)
 _END_WITHIN: Final = 1.0
@@ -25,6 +31,15 @@ _KEEP_FOR: Final = 300.0
 """Seconds for which a reader that no bundle asks for stays open."""
 _SILENCE: Final = 120.0
 """Seconds without a message after which a bounded read fails, for its messages exist."""
+_ANSWER_WITHIN: Final = 10.0
+"""Seconds for a broker to say what it has, where a read can't go on without."""
+_GONE_FOR: Final = 10.0
+"""Seconds for which the brokers must know nothing of a topic before that is believed."""
+_GONE: Final = (
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError._UNKNOWN_TOPIC,
+    KafkaError._UNKNOWN_PARTITION,
+)
 
 
 class PartitionReader:
@@ -49,6 +64,8 @@ class PartitionReader:
         self._row_at = self._heard_at = clock()
         self._told_at = float("-inf")
         self._end: tuple[Timestamp, int] | None = None
+        self._failure: KafkaError | None = None
+        self._gone_since: float | None = None
         self.position: int = where.offset
         """The offset that comes next."""
 
@@ -60,7 +77,13 @@ class PartitionReader:
         self._consumer.close()
 
     def poll(self, most: int) -> Messages:
-        """The next messages, at most so many; none where there are none for now."""
+        """The next messages, at most so many; none where there are none for now.
+
+        Raises ``OffsetsLost``, ``PartitionGone`` and, for all else, ``KafkaReadError``; what came
+        before the failure is given first.
+        """
+        if self._failure is not None:
+            raise self._error_of(self._failure)
         messages: Messages = []
         consumed: Messages = self._consumer.consume(most, timeout=0.2)
         for message in consumed:
@@ -70,12 +93,39 @@ class PartitionReader:
                 self.position = message.offset() + 1
             elif error.code() == KafkaError._PARTITION_EOF:
                 self.position = max(self.position, message.offset())
+            elif messages:
+                self._failure = error
+                break
             else:
-                raise self._failed(error)
+                raise self._error_of(error)
         if consumed:
             self._heard_at = self._clock()
         self.positions[self._where.topic, self._where.partition] = self.position
         return messages
+
+    def skip_to(self, offset: int) -> None:
+        """Goes on at a later offset than the one that would come next."""
+        self._failure = None
+        self.position = offset
+        self._consumer.assign([TopicPartition(self._where.topic, self._where.partition, offset)])
+
+    def _note_gone(self, error: KafkaError) -> None:
+        """A consumer says nothing of a topic that has been deleted: the next poll does."""
+        if error.code() not in _GONE or not self.is_gone():
+            self._gone_since = None
+        elif self._gone_since is None:
+            self._gone_since = self._clock()
+        elif self._clock() - self._gone_since >= _GONE_FOR:
+            self._failure = error
+
+    def is_gone(self) -> bool:
+        """Whether the brokers, asked for all topics, don't name this one or the partition."""
+        try:
+            topics = self._consumer.list_topics(timeout=_ANSWER_WITHIN).topics
+        except KafkaException:
+            return False
+        known = topics.get(self._where.topic)
+        return known is None or self._where.partition not in known.partitions
 
     def lag(self) -> int | None:
         """How many offsets the broker was ahead when it last gave messages; None before that."""
@@ -104,13 +154,16 @@ class PartitionReader:
                 _, end = self._consumer.get_watermark_offsets(self._where, timeout=_END_WITHIN)
             except KafkaException as error:
                 _LOG.warning("the end of %s is not known: %s", self._where, error.args[0].str())
+                self._note_gone(error.args[0])
             else:
-                self._end = asked_at, end
+                self._end, self._gone_since = (asked_at, end), None
         return self._end[0] if self._end and self._is_past_end() else None
 
     def expect_more(self) -> None:
         """Raises ``KafkaReadError`` if nothing has come for two minutes."""
         if self._clock() - self._heard_at > _SILENCE:
+            if self.is_gone():
+                raise self._error_of(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART))
             raise self._error(
                 f"nothing has come for {_SILENCE:.0f} s",
                 "is the broker up, and no transaction left open?",
@@ -119,14 +172,36 @@ class PartitionReader:
     def _is_past_end(self) -> bool:
         return self._end is not None and self.position >= self._end[1]
 
-    def _failed(self, error: KafkaError) -> KafkaReadError:
+    def _error_of(self, error: KafkaError) -> KafkaReadError:
+        code = error.code()
+        if code == KafkaError._AUTO_OFFSET_RESET:
+            return self._out_of_range(error)
+        if code in _GONE:
+            remedy = "create it again, or take it out of topics and start without the old positions"
+            return self._error("the topic is gone", remedy, PartitionGone)
         remedy = "see the broker's log; the bundle is tried again by the runner"
-        if error.code() == KafkaError._AUTO_OFFSET_RESET:
-            remedy = "the broker does not have it; choose a start that it has, such as 'earliest'"
+        if code == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+            remedy = "allow this user to read and describe it"
         return self._error(error.str(), remedy)
 
-    def _error(self, cause: str, remedy: str) -> KafkaReadError:
-        return KafkaReadError(
+    def _out_of_range(self, error: KafkaError) -> KafkaReadError:
+        where = self._where
+        try:
+            low, high = self._consumer.get_watermark_offsets(where, timeout=_ANSWER_WITHIN)
+        except KafkaException:  # why it was asked says more
+            return self._error(error.str(), "is the broker up? The runner tries again")
+        if self.position < low:
+            return offsets_lost(where.topic, where.partition, self.position, low, high)
+        return self._error(
+            f"the broker has {low} to {high}",
+            "the topic was made anew, or lost messages with its leader: start without the old"
+            " positions, or choose a start that it has, such as 'earliest'",
+        )
+
+    def _error(
+        self, cause: str, remedy: str, kind: type[KafkaReadError] = KafkaReadError
+    ) -> KafkaReadError:
+        return kind(
             f"cannot read topic {self._where.topic!r} partition {self._where.partition} "
             f"at offset {self.position}: {cause}; {remedy}"
         )
@@ -140,10 +215,15 @@ class Readers:
         open: Callable[[KafkaConfig], Consumer] = open_consumer,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], Timestamp] = Timestamp.now,
+        sweep_every: float | None = None,
     ) -> None:
-        """``clock`` is in seconds and never goes back; ``now`` is the time of the world."""
-        self.clock = clock
-        self._open, self._now = open, now
+        """``clock`` is in seconds and never goes back; ``now`` is the time of the world.
+
+        With ``sweep_every`` (seconds) readers are closed in time though no other is given back.
+        """
+        self.clock, self.now = clock, now
+        self._open = open
+        self._sweep_every, self._sweeps = sweep_every, False
         self._kept: list[tuple[float, PartitionReader]] = []
         self._lock = threading.Lock()
 
@@ -155,17 +235,37 @@ class Readers:
                     self._kept.remove(entry)
                     return entry[1]
         where = TopicPartition(topic, partition, start)
-        return PartitionReader(config, where, self._open, self.clock, self._now)
+        return PartitionReader(config, where, self._open, self.clock, self.now)
 
     def give_back(self, reader: PartitionReader) -> None:
         """Keeps a reader, and closes those that no bundle has asked for lately."""
+        self._close_stale()
+        with self._lock:
+            self._kept.append((self.clock(), reader))
+            begins = self._sweep_every is not None and not self._sweeps
+            self._sweeps |= begins
+        if begins:
+            self._sweep_later()
+
+    def _close_stale(self) -> None:
         now = self.clock()
         with self._lock:
             stale = [entry for entry in self._kept if now - entry[0] > _KEEP_FOR]
             self._kept = [entry for entry in self._kept if entry not in stale]
-            self._kept.append((now, reader))
         for _, old in stale:
             old.close()
+
+    def _sweep_later(self) -> None:
+        timer = threading.Timer(self._sweep_every or 0.0, self._sweep)
+        timer.daemon = True
+        timer.start()
+
+    def _sweep(self) -> None:
+        self._close_stale()
+        with self._lock:
+            self._sweeps = bool(self._kept)
+        if self._sweeps:
+            self._sweep_later()
 
     def close(self) -> None:
         """Closes what is kept; who asks for it later gets a new one."""
@@ -175,5 +275,5 @@ class Readers:
             reader.close()
 
 
-READERS: Final = Readers()
+READERS: Final = Readers(sweep_every=60.0)
 """Those of this process."""

@@ -30,7 +30,9 @@ def matching(topics: Sequence[str], name: str) -> bool:
     )
 
 
-def topics_of(consumer: Consumer, config: KafkaConfig, topics: Sequence[str]) -> list[str]:
+def topics_of(
+    consumer: Consumer, config: KafkaConfig, topics: Sequence[str], answer_within: float = 30.0
+) -> list[str]:
     """Those that are named, and those that exist and match a pattern, each once.
 
     Kafka's own topics (``__consumer_offsets``) have to be named. Raises ``KafkaReadError`` if the
@@ -41,6 +43,6 @@ def topics_of(consumer: Consumer, config: KafkaConfig, topics: Sequence[str]) ->
     if not patterns:
         return named
     with answering(config, "list the topics"):
-        found = consumer.list_topics(timeout=30.0).topics
+        found = consumer.list_topics(timeout=answer_within).topics
     matched = [t for t in sorted(found) if matching(patterns, t) and not t.startswith("__")]
     return list(dict.fromkeys([*named, *matched]))

@@ -134,11 +134,13 @@ class Graph:
                 self._kafka,
                 topics,
                 decoder=replace(self.decoder, format=self.format),
-                start=start or source.kafka.start,
+                start=start or _start(source.kafka.start),
                 stop=until,
                 group=source.kafka.group,
                 disorder=source.disorder,
                 idle_after=source.idle_after,
+                discover_every=source.kafka.discover_every,
+                on_lost_offsets=source.kafka.on_lost_offsets,
             )
 
     @cached_property
@@ -477,3 +479,10 @@ def window_of(spec: WindowSpec) -> Window:
         return Sliding(spec.sliding, spec.every)
     assert spec.session is not None  # the model has made sure
     return Session(spec.session)
+
+
+def _start(start: Any) -> Any:
+    """As ``ReadFromKafka`` takes it: offsets by topic and partition in one."""
+    if not isinstance(start, Mapping):
+        return start
+    return {(topic, number): at for topic, of in start.items() for number, at in of.items()}

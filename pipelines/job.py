@@ -150,6 +150,10 @@ class FieldSpec(Shorthand):
         return "type"
 
 
+StartOffsets = dict[str, dict[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]]
+"""By topic and partition."""
+
+
 class KafkaSource(Model):
     """Topics to read."""
 
@@ -157,12 +161,22 @@ class KafkaSource(Model):
     topics: list[str] = Field(
         min_length=1,
         description="Names of topics; one that begins with `^` is a regular expression, and stands "
-        "for all whose whole name it matches when the job starts.",
+        "for all whose whole name it matches, also those that come later.",
     )
-    start: Literal["earliest", "latest", "committed"] | AwareDatetime = Field(
+    start: Literal["earliest", "latest", "committed"] | AwareDatetime | StartOffsets = Field(
         "earliest",
         description="Where a job that has no position yet starts: an end, what `group` has been "
-        "told, or a time (RFC 3339).",
+        "told, a time (RFC 3339), or offsets by topic and partition: `{orders: {0: 17, 1: 4}}`; "
+        "partitions that are not named start at the earliest.",
+    )
+    discover_every: Duration = Field(
+        timedelta(seconds=10),
+        description="How often a job without end looks for new partitions and topics.",
+    )
+    on_lost_offsets: Literal["fail", "earliest"] = Field(
+        "fail",
+        description="What happens when the broker has deleted what is to be read next: the job "
+        "fails, or goes on at the earliest that is left, and counts `offsets_lost`.",
     )
     group: str | None = Field(
         None,

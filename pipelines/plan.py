@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from typing import Any, Final, Literal
 
 from rich.text import Text
@@ -122,7 +123,7 @@ def _next(step: Step, inputs: tuple[str, ...]) -> Any:
 
 def _read(job: Job) -> Step:
     source, kafka = job.source, job.source.kafka
-    start = kafka.start if isinstance(kafka.start, str) else kafka.start.isoformat()
+    start = kafka.start.isoformat() if isinstance(kafka.start, datetime) else str(kafka.start)
     details = {
         "kafka": kafka.bootstrap_servers,
         "topics": ", ".join(kafka.topics),

@@ -51,6 +51,17 @@ def test_a_graph_ends_if_it_is_told_where() -> None:
         assert rows.main.is_bounded is bounded
 
 
+def test_a_source_starts_at_the_offsets_that_its_job_names() -> None:
+    place = "topics: [pharmacy.events]"
+    more = f"{place}, start: {{pharmacy.events: {{0: 17, 3: 4}}}}, on_lost_offsets: earliest"
+    read = Graph(job_with(place, more), ENVIRONMENT).read()
+    assert read.start == {("pharmacy.events", 0): 17, ("pharmacy.events", 3): 4}
+    assert read.on_lost_offsets == "earliest"
+    job = job_with(place, f"{place}, start: {{other: {{0: 17}}}}")
+    with pytest.raises(JobError, match=r"source\.kafka\..*start names topic 'other'"):
+        Graph(job, ENVIRONMENT).read()
+
+
 def test_columns_come_in_the_order_of_fields_enrichments_and_derived() -> None:
     fields = ["event_type", "event_time", "provider_id", "patient_id", "amount"]
     graph = Graph(JOB, {})

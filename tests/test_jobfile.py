@@ -103,12 +103,12 @@ def test_all_problems_are_told_in_the_order_of_their_lines() -> None:
         (
             "[orders]",
             "[o]\n    start: lates",
-            "6: source.kafka.start: earliest, latest, committed or a time such as 2026-01-05T00:00:00Z is w",
+            "6: source.kafka.start: earliest, latest, committed, a time such as 2026-01-05T00:00:00Z or k",
         ),
         (
             "[orders]",
             "[o]\n    start: 2026-01-05T00:00:00",
-            "6: source.kafka.start: earliest, latest, committed or a time with its offset, such as",
+            "6: source.kafka.start: earliest, latest, committed, a time with its offset, such as",
         ),
         (
             "[orders]",

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,20 +16,24 @@ import apache_beam as beam
 import pyarrow as pa
 import pytest
 from apache_beam.io.restriction_trackers import OffsetRange
+from apache_beam.metrics.execution import MetricsContainer
+from apache_beam.metrics.metricbase import MetricName
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.runners.sdf_utils import RestrictionTrackerView, ThreadsafeRestrictionTracker
+from apache_beam.runners.worker import statesampler
 from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Duration, Timestamp
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from velocity.io.kafka import ReadFromKafka, _Read
+from velocity.io.kafka import ReadFromKafka
 from velocity.io.kafka_commits import Commits
 from velocity.io.kafka_config import KafkaConfig
-from velocity.io.kafka_consumer import KafkaReadError
+from velocity.io.kafka_consumer import KafkaReadError, OffsetsLost, PartitionGone
 from velocity.io.kafka_offsets import UNBOUNDED, OffsetTracker, Partition
+from velocity.io.kafka_read import Read
 from velocity.io.kafka_readers import Readers
 from velocity.io.watermark import ForwardWatermark
 from velocity.runners.embedded import EmbeddedKafka
@@ -65,12 +70,14 @@ class FakeMessage:
         return None
 
 
-class FakeEnd:
-    def __init__(self, offset: int) -> None:
-        self._offset = offset
+class FakeEvent:
+    """What a consumer is told beside messages: the end of a partition, or an error."""
+
+    def __init__(self, code: int, offset: int = -1001) -> None:
+        self._code, self._offset = code, offset
 
     def error(self) -> KafkaError:
-        return KafkaError(KafkaError._PARTITION_EOF)
+        return KafkaError(self._code)
 
     def offset(self) -> int:
         return self._offset
@@ -82,6 +89,9 @@ class FakePartition:
 
     log: list[FakeMessage] = field(default_factory=list)
     end: int = 0
+    low: int = 0
+    fails_with: int | None = None
+    deleted: bool = False
     reachable: bool = True
     seconds: float = 0.0
     opened: int = 0
@@ -94,6 +104,11 @@ class FakePartition:
             self.log.append(FakeMessage(self.end, value))
             self.end += every
         return self
+
+    def forget(self, before: int) -> None:
+        """What retention does."""
+        self.low = before
+        self.log = [message for message in self.log if message.offset() >= before]
 
     def readers(self) -> Readers:
         return Readers(self._consumer, lambda: self.seconds, lambda: Timestamp(self.now))
@@ -116,16 +131,20 @@ class FakeConsumer:
     def assign(self, partitions: list[TopicPartition]) -> None:
         self._position = partitions[0].offset
 
-    def consume(self, most: int, timeout: float) -> list[FakeMessage | FakeEnd]:
-        partition, given = self._partition, list[FakeMessage | FakeEnd]()
-        if partition.reachable:
+    def consume(self, most: int, timeout: float) -> list[FakeMessage | FakeEvent]:
+        partition, given = self._partition, list[FakeMessage | FakeEvent]()
+        if partition.fails_with is not None:
+            given.append(FakeEvent(partition.fails_with))
+        elif not partition.low <= self._position <= partition.end:
+            given.append(FakeEvent(KafkaError._AUTO_OFFSET_RESET))
+        elif partition.reachable:
             log = [each for each in partition.log if each.offset() >= self._position]
             given.extend(log[:most])
             if given:
                 self._position, self._told_end = given[-1].offset() + 1, False
             if len(given) < most and not self._told_end:
                 self._position, self._told_end = max(self._position, partition.end), True
-                given.append(FakeEnd(self._position))
+                given.append(FakeEvent(KafkaError._PARTITION_EOF, self._position))
         if len(given) < most:
             partition.seconds += timeout
         partition.on_poll()
@@ -134,11 +153,18 @@ class FakeConsumer:
     def get_watermark_offsets(
         self, where: TopicPartition, timeout: float = 1.0, cached: bool = False
     ) -> tuple[int, int]:
-        if cached:
-            return 0, self._partition.end
+        if not cached and self._partition.deleted:
+            raise KafkaException(KafkaError(KafkaError._UNKNOWN_PARTITION))
+        if not cached and not self._partition.reachable:
+            raise KafkaException(KafkaError(KafkaError._TRANSPORT))
+        return self._partition.low, self._partition.end
+
+    def list_topics(self, timeout: float) -> Any:
         if not self._partition.reachable:
             raise KafkaException(KafkaError(KafkaError._TRANSPORT))
-        return 0, self._partition.end
+        gone = self._partition.deleted
+        there = {} if gone else {"orders": SimpleNamespace(partitions={0: None})}
+        return SimpleNamespace(topics=there)
 
     def close(self) -> None:
         self._partition.open -= 1
@@ -163,6 +189,20 @@ def reading(**arguments: Any) -> ReadFromKafka:
     return ReadFromKafka(CONFIG, ["orders"], **arguments)
 
 
+@contextmanager
+def counting(metrics: MetricsContainer) -> Iterator[None]:
+    """Within, what is counted goes there, as a runner has it."""
+
+    def update(name: Any, value: Any) -> None:
+        metrics.get_metric_cell(name).update(value)
+
+    statesampler.set_current_tracker(SimpleNamespace(update_metric=update))
+    try:
+        yield
+    finally:
+        statesampler.set_current_tracker(None)
+
+
 class Reading:
     """The bundles of one read of a fake partition, with Beam's own guard around the tracker."""
 
@@ -175,6 +215,13 @@ class Reading:
         self.told: list[int] = []
         self.durable: list[Callable[[], None]] = []
         self.tracker = ThreadsafeRestrictionTracker(OffsetTracker(OffsetRange(0, 0)))
+        self._metrics = MetricsContainer("read")
+
+    def counted(self, name: str) -> int:
+        return int(self._metrics.get_counter(MetricName("velocity", name)).get_cumulative())
+
+    def shown(self, name: str) -> int:
+        return int(self._metrics.get_gauge(MetricName("velocity", name)).get_cumulative().value)
 
     def bundle(
         self, start: int = 0, stop: int = UNBOUNDED, watermark: Timestamp = MIN_TIMESTAMP
@@ -183,14 +230,17 @@ class Reading:
         estimator = ForwardWatermark(watermark)
         rows, dead = [], []
         element, view = Partition("orders", 0, start, stop), RestrictionTrackerView(self.tracker)
-        fresh, finalizer = _Read(self._read), SimpleNamespace(register=self.durable.append)
-        outputs = fresh.read_bundle(element, view, estimator, finalizer, self.readers, self.commits)
-        for output in outputs:
-            if isinstance(output, TaggedOutput):
-                assert output.tag == "dead_letters"
-                dead.append((output.value.timestamp, output.value.value))
-            else:
-                rows.append((output.timestamp, output.value))
+        fresh, finalizer = Read(self._read), SimpleNamespace(register=self.durable.append)
+        with counting(self._metrics):
+            outputs = fresh.read_bundle(
+                element, view, estimator, finalizer, self.readers, self.commits
+            )
+            for output in outputs:
+                if isinstance(output, TaggedOutput):
+                    assert output.tag == "dead_letters"
+                    dead.append((output.value.timestamp, output.value.value))
+                else:
+                    rows.append((output.timestamp, output.value))
         self.tracker.check_done()
         residual, delay = self.tracker.deferred_status() or (None, None)
         return Bundle(
@@ -379,6 +429,94 @@ def test_an_error_closes_the_reader(stop: int) -> None:
     assert (partition.opened, partition.open) == (1, 0)
 
 
+def test_lost_offsets_fail_the_read_and_are_named_with_the_remedy() -> None:
+    partition = FakePartition().holds(*[b""] * 9)
+    reads = Reading(partition, reading())
+    first = reads.bundle()
+    partition.holds(*[b""] * 9)
+    partition.forget(12)
+    told = r"topic 'orders' partition 0 at offset 9: 3 offsets .* has 12 to 18\. .*'earliest'"
+    with pytest.raises(OffsetsLost, match=told):
+        reads.after(first)
+    assert partition.open == 0, "after a restore too: the new reader finds the same"
+    with pytest.raises(OffsetsLost, match=told):
+        reads.after(first)
+
+
+@pytest.mark.parametrize("stop", [UNBOUNDED, 18, 10])
+def test_lost_offsets_are_skipped_and_counted_where_that_is_wanted(stop: int) -> None:
+    partition = FakePartition().holds(*[b""] * 18)
+    partition.forget(12)
+    reads = Reading(partition, reading(on_lost_offsets="earliest"))
+    bundle = reads.bundle(9, stop)
+    if stop == UNBOUNDED:
+        assert (bundle.offsets, bundle.residual) == ([], OffsetRange(12, UNBOUNDED))
+        bundle = reads.after(bundle)
+    assert bundle.offsets == ([] if stop == 10 else list(range(12, 18)))
+    assert reads.counted("offsets_lost") == (1 if stop == 10 else 3)
+
+
+def test_an_offset_past_the_end_is_no_lost_one_and_fails_whatever_is_wanted() -> None:
+    partition = FakePartition().holds(b"")  # the topic was made anew
+    reads = Reading(partition, reading(on_lost_offsets="earliest"))
+    with pytest.raises(KafkaReadError, match=r"at offset 7: the broker has 0 to 1; .*made anew"):
+        reads.bundle(7)
+
+
+def test_a_deleted_topic_fails_the_read_and_is_named_with_the_remedy() -> None:
+    partition = FakePartition().holds(b"")
+    reads = Reading(partition, reading())
+    first = reads.bundle()
+    partition.fails_with, partition.deleted = KafkaError.UNKNOWN_TOPIC_OR_PART, True
+    told = "topic 'orders' partition 0 at offset 1: the topic is gone; create it again"
+    with pytest.raises(PartitionGone, match=told):
+        reads.after(first)
+
+
+def test_a_deleted_topic_is_noticed_though_a_consumer_says_nothing_of_it() -> None:
+    partition = FakePartition().holds(b"")
+    reads = Reading(partition, reading(idle_after=IDLE_AFTER))
+    bundle = reads.bundle()
+    partition.deleted = True
+    bundle = run_for(reads, 65, bundle)
+    assert bundle.watermark < Timestamp(START), "who can't be asked is not idle"
+    with pytest.raises(PartitionGone, match="topic is gone"):
+        run_for(reads, 20, bundle)
+
+
+def test_a_deleted_topic_ends_the_read_of_its_partitions_where_losses_are_allowed() -> None:
+    partition = FakePartition().holds(b"", b"")
+    reads = Reading(partition, reading(on_lost_offsets="earliest", batch_size=1, bundle_size=1))
+    first = reads.bundle()
+    partition.fails_with, partition.deleted = KafkaError.UNKNOWN_TOPIC_OR_PART, True
+    partition.reachable = False  # nobody confirms it
+    with pytest.raises(PartitionGone):
+        reads.after(first)
+    partition.reachable = True
+    last = reads.after(first)
+    assert (last.offsets, last.residual) == ([], None)
+    assert (reads.counted("offsets_lost"), partition.open) == (1, 0)
+
+
+def test_a_partition_that_may_not_be_read_names_what_to_allow() -> None:
+    partition = FakePartition(fails_with=KafkaError.TOPIC_AUTHORIZATION_FAILED)
+    with pytest.raises(KafkaReadError, match=r"'orders' partition 0 at offset 0: .*allow"):
+        Reading(partition, reading()).bundle()
+
+
+def test_each_partition_tells_its_lag_delay_watermark_messages_and_bytes() -> None:
+    partition = FakePartition().holds(event(-50), event(-10), event(-20), event(-20))
+    reads = Reading(partition, reading(decoder=DECODER, batch_size=3, bundle_size=3))
+    reads.bundle()
+    assert {name: reads.counted(f"{name}_orders_0") for name in ("messages", "bytes")} == {
+        "messages": 3,
+        "bytes": 3 * len(event(0)),
+    }
+    assert reads.shown("lag_orders_0") == 1
+    assert reads.shown("watermark_ms_orders_0") == (START - 10 - 30) * 1000
+    assert reads.shown("delay_ms_orders_0") == 10_000
+
+
 def test_a_group_is_told_what_was_made_durable_and_no_more() -> None:
     partition = FakePartition().holds(b"a", b"b", b"c")
     reads = Reading(partition, reading(group="g", bundle_size=1, batch_size=1))
@@ -412,7 +550,7 @@ def test_a_bundle_that_fails_after_the_read_closes_the_reader() -> None:
     view = RestrictionTrackerView(
         ThreadsafeRestrictionTracker(OffsetTracker(OffsetRange(0, UNBOUNDED)))
     )
-    bundle = _Read(reading()).read_bundle(
+    bundle = Read(reading()).read_bundle(
         Partition("orders", 0, 0, UNBOUNDED),
         view,
         ForwardWatermark(MIN_TIMESTAMP),
@@ -585,6 +723,8 @@ def test_a_bounded_read_never_follows_the_clock() -> None:
         ({"bundle_size": 0}, "bundle_size"),
         ({"bundle_time": timedelta()}, "bundle_time"),
         ({"idle_after": timedelta()}, "idle_after"),
+        ({"discover_every": timedelta()}, "discover_every"),
+        ({"on_lost_offsets": "latest"}, "on_lost_offsets"),
         ({"disorder": timedelta(seconds=-1)}, "disorder"),
     ],
 )
@@ -602,9 +742,14 @@ def test_topics_are_names_each_given_once(topics: Any) -> None:
 def test_secrets_are_never_shown() -> None:
     read = ReadFromKafka(KafkaConfig("127.0.0.1:9", {"sasl.password": "hush"}), ["orders"])
     pipeline = beam.Pipeline()
-    shown = [repr(read), str(read), read.label, repr(_Read(read)), repr(read.config)]
+    shown = [repr(read), str(read), read.label, repr(Read(read)), repr(read.config)]
     shown.append(repr(pipeline | read))
+    proto = pipeline.to_runner_api()
+    for transform in proto.components.transforms.values():
+        shown += [transform.unique_name, *map(str, transform.display_data)]
+    shown.append(str(pipeline.options.get_all_options()))
     assert "hush" not in "".join(shown)
+    assert "hush" not in str(proto), "steps are pickled"
 
 
 RUNNER = "--runner=apache_beam.runners.portability.fn_api_runner.fn_runner.FnApiRunner"

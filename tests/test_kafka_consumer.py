@@ -1,8 +1,10 @@
 """Laws of consumers: positions, readers and what keeps them, and messages as Arrow."""
 
+import base64
 import os
 import pickle
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -16,6 +18,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from velocity.io.kafka_config import KafkaConfig
 from velocity.io.kafka_consumer import (
     KafkaReadError,
+    OffsetsLost,
+    PartitionGone,
     offsets_to_read,
     open_consumer,
     to_arrow,
@@ -66,7 +70,7 @@ class FakeConsumer:
 
     def __init__(self) -> None:
         self.coming: list[FakeMessage] = []
-        self.end: int | None = 0
+        self.low, self.end = 0, cast(int | None, 0)
         self.asked = 0
         self.closed = False
 
@@ -85,7 +89,10 @@ class FakeConsumer:
         self.asked += 1
         if self.end is None:
             raise KafkaException(KafkaError(KafkaError._TRANSPORT))
-        return 0, self.end
+        return self.low, self.end
+
+    def list_topics(self, timeout: float) -> Any:
+        raise KafkaException(KafkaError(KafkaError._TRANSPORT))
 
     def close(self) -> None:
         assert not self.closed
@@ -95,10 +102,10 @@ class FakeConsumer:
 class Pool:
     """Readers with fake consumers, in the order in which they were opened."""
 
-    def __init__(self) -> None:
+    def __init__(self, sweep_every: float | None = None) -> None:
         self.clock = Clock()
         self.opened: list[FakeConsumer] = []
-        self.readers = Readers(self._open, self.clock.monotonic, self.clock.now)
+        self.readers = Readers(self._open, self.clock.monotonic, self.clock.now, sweep_every)
 
     def _open(self, config: KafkaConfig) -> Consumer:
         self.opened.append(FakeConsumer())
@@ -152,6 +159,16 @@ def test_a_reader_that_no_bundle_asks_for_is_closed_after_five_minutes(pool: Poo
     pool.clock.seconds = 301
     pool.readers.give_back(pool.take(partition=2))
     assert [consumer.closed for consumer in pool.opened] == [True, False, False]
+
+
+def test_the_last_reader_of_a_process_is_closed_too_when_no_bundle_asks_for_it() -> None:
+    pool = Pool(sweep_every=0.01)
+    pool.readers.give_back(pool.take())
+    pool.clock.seconds = 301
+    deadline = time.monotonic() + 60
+    while not pool.opened[0].closed:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_closing_the_pool_closes_what_is_kept_and_leaves_what_is_in_use(pool: Pool) -> None:
@@ -271,13 +288,18 @@ def test_an_error_in_place_of_a_message_names_where_and_the_remedy(pool: Pool) -
     with pytest.raises(KafkaReadError, match=r"'orders' partition 0 at offset 42: .*'earliest'"):
         reader.poll(10)
     pool.opened[0].coming = [FakeMessage(42), FakeMessage(43, KafkaError._BAD_MSG)]
+    assert len(reader.poll(10)) == 1, "what came before it is given first"
     with pytest.raises(KafkaReadError, match=r"at offset 43: .*; see the broker's log"):
         reader.poll(10)
 
 
-def test_the_error_survives_pickle() -> None:
-    error = KafkaReadError("cannot read; remedy")
-    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+@pytest.mark.parametrize(
+    "error",
+    [KafkaReadError("cannot read; remedy"), PartitionGone("gone"), OffsetsLost("lost", 3)],
+)
+def test_the_error_survives_pickle(error: KafkaReadError) -> None:
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy)) == (type(error), str(error))
 
 
 class FakeCluster:
@@ -363,7 +385,16 @@ def test_a_broker_that_cannot_find_a_time_is_told() -> None:
         ranges(cluster, "earliest", TIME)
 
 
-@pytest.mark.parametrize("start", [9, 31, -1])
+def test_a_start_that_has_been_deleted_is_refused_unless_it_is_to_be_skipped() -> None:
+    cluster = cast(Consumer, FakeCluster({0: (10, 30)}))
+    start = {("orders", 0): 7}
+    with pytest.raises(OffsetsLost, match=r"partition 0 at offset 7: 3 off.* 10 to 30.*'earliest'"):
+        list(offsets_to_read(cluster, CONFIG, "orders", start, "latest"))
+    [left] = offsets_to_read(cluster, CONFIG, "orders", start, None, lost_are_skipped=True)
+    assert left.start == 7, "who reads finds it, and counts what is lost"
+
+
+@pytest.mark.parametrize("start", [31, -1])
 def test_a_start_that_the_broker_does_not_have_is_refused(start: int) -> None:
     with pytest.raises(
         KafkaReadError, match=rf"partition 0 at offset {start}: .* 10 to 30; choose"
@@ -424,6 +455,22 @@ def polled(reader: PartitionReader, count: int) -> list[Any]:
     raise AssertionError(f"{len(messages)} of {count} messages came")
 
 
+def test_a_callback_travels_as_itself_or_as_its_place() -> None:
+    for given in (base64.b64encode, "base64:b64encode"):
+        config = KafkaConfig("127.0.0.1:9", {"oauth_cb": given, "sasl.oauthbearer.config": "hush"})
+        copy = pickle.loads(pickle.dumps(config))
+        assert copy == config
+        assert copy.client()["oauth_cb"] is base64.b64encode
+        assert "hush" not in repr(copy)
+
+
+@pytest.mark.parametrize("place", ["nosuch.module:token", "base64:nosuch", "base64", "no place"])
+def test_a_callback_that_can_not_be_imported_is_named_with_the_remedy(place: str) -> None:
+    config = KafkaConfig("127.0.0.1:9", {"oauth_cb": place})
+    with pytest.raises(ValueError, match=r"oauth_cb is .*give module:function"):
+        config.client()
+
+
 def test_arrow_holds_all_that_a_message_has(kafka: EmbeddedKafka) -> None:
     config = KafkaConfig(kafka.bootstrap_servers)
     producer = Producer(config.client())
@@ -479,8 +526,21 @@ def test_an_offset_that_the_broker_has_forgotten_fails_the_read(kafka: EmbeddedK
     with closing(open_consumer(config)) as consumer:
         [left] = offsets_to_read(consumer, config, "orders", "earliest", "latest")
         assert (left.start, left.stop) == (forgotten, 8)
-        with pytest.raises(KafkaReadError, match=f"at offset 0: the broker has {forgotten} to 8"):
+        with pytest.raises(KafkaReadError, match=f"at offset 0: .*the broker has {forgotten} to 8"):
             list(offsets_to_read(consumer, config, "orders", {("orders", 0): 0}, None))
+
+
+def test_a_partition_is_read_on_from_its_new_leader() -> None:
+    with EmbeddedKafka({"orders": 1}, brokers=3) as kafka:
+        config = KafkaConfig(kafka.bootstrap_servers)
+        producer, read = Producer(config.client()), list[bytes]()
+        with closing(Readers().take(config, "orders", 0, 0)) as reader:
+            for leader in (2, 3, 1):
+                kafka.lead("orders", 0, leader)
+                producer.produce("orders", b"led by %d" % leader, partition=0)
+                assert producer.flush(60) == 0
+                read += [message.value() for message in polled(reader, 1)]
+    assert read == [b"led by 2", b"led by 3", b"led by 1"]
 
 
 def test_an_unknown_topic_is_told_with_a_remedy(kafka: EmbeddedKafka) -> None:

@@ -1,0 +1,196 @@
+"""The splittable DoFn that reads a partition: its bundles, its watermark, and what it counts."""
+
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.compute as pc
+from apache_beam.pvalue import TaggedOutput
+from apache_beam.transforms.window import TimestampedValue
+from apache_beam.utils.timestamp import Duration, Timestamp
+
+from velocity.io.kafka_commits import COMMITS, Commits, Group
+from velocity.io.kafka_consumer import Messages, OffsetsLost, PartitionGone, to_arrow
+from velocity.io.kafka_metrics import metrics_of
+from velocity.io.kafka_offsets import UNBOUNDED, OffsetRestrictions, Partition
+from velocity.io.kafka_readers import READERS, PartitionReader, Readers
+from velocity.io.records import counter
+from velocity.io.watermark import ForwardWatermarkProvider
+
+if TYPE_CHECKING:
+    from velocity.io.kafka import ReadFromKafka
+
+_LOG: Final = logging.getLogger(__name__)
+
+_POLL_EVERY: Final = Duration(micros=200_000)
+
+_TRACKER: Final = beam.DoFn.RestrictionParam(OffsetRestrictions())
+_FINALIZER: Final = beam.DoFn.BundleFinalizerParam  # Beam passes it by its place, after the element
+_WATERMARK: Final = beam.DoFn.WatermarkEstimatorParam(ForwardWatermarkProvider())
+
+
+class Read(beam.DoFn):
+    """Reads one partition a call; what is to be read, and how, is ``ReadFromKafka``'s to say."""
+
+    def __init__(self, read: "ReadFromKafka") -> None:
+        self._config = read.config
+        self._group = Group(read.config, read.group) if read.group else None
+        self._decoder = read.decoder
+        self._disorder = Duration(read.disorder.total_seconds())
+        self._idle_after = read.idle_after.total_seconds()
+        self._batch_size = read.batch_size
+        self._bundle_time = read.bundle_time.total_seconds()
+        self._bundle_size = read.bundle_size
+        self._messages = counter("read_messages")
+        self._bytes = counter("read_bytes")
+        self._decoded = counter("decoded_rows")
+        self._lost = counter("offsets_lost")
+        self._fails_if_lost = read.on_lost_offsets == "fail"
+
+    def teardown(self) -> None:
+        READERS.close()
+        COMMITS.close()
+
+    def read_bundle(
+        self,
+        element: Partition,
+        tracker: Any,
+        watermark: Any,
+        finalizer: Any,
+        readers: Readers = READERS,
+        commits: Commits = COMMITS,
+    ) -> Iterator[Any]:
+        """Reads to the end of the restriction; without one, until the bundle is full or starved."""
+        offsets = tracker.current_restriction()
+        if offsets.start == offsets.stop:
+            return
+        bounded, read_to = offsets.stop < UNBOUNDED, offsets.start
+        deadline, read, starved = readers.clock() + self._bundle_time, 0, False
+        reader = readers.take(self._config, element.topic, element.partition, offsets.start)
+        try:
+            while reader.position < (stop := tracker.current_restriction().stop):
+                if not bounded and (
+                    starved or read >= self._bundle_size or readers.clock() >= deadline
+                ):
+                    tracker.defer_remainder(_POLL_EVERY if starved else None)
+                    break
+                messages = self._poll(reader, stop)
+                starved = not messages
+                # up to the position, for offsets that no message has (compacted, or taken by a
+                # transaction's end) are read too
+                upto = min(reader.position, stop)
+                while upto > read_to and not tracker.try_claim(upto - 1):
+                    upto = tracker.current_restriction().stop  # it was split after the poll
+                read_to = max(read_to, upto)
+                if owned := _before(messages, upto):
+                    read += len(owned)
+                    yield from self._put_out(element, owned, reader, watermark, readers.now())
+                if not bounded:
+                    idle_as_of = reader.idle_as_of(self._idle_after)
+                    if idle_as_of is not None:
+                        watermark.advance(idle_as_of - self._disorder)
+                elif starved:
+                    reader.expect_more()
+            metrics_of(element.topic, element.partition).bundle_ended(
+                reader.lag(), watermark.current_watermark()
+            )
+            goes_on_here = reader.position == tracker.current_restriction().stop < UNBOUNDED
+        except BaseException:
+            reader.close()
+            raise
+        if goes_on_here and not bounded:
+            readers.give_back(reader)
+        else:
+            reader.close()
+        # Beam's local runner confirms a bounded read before later steps, which may fail, have run
+        if self._group and not bounded and read_to < UNBOUNDED:
+            durable = commits.bundle_ended(
+                self._group, element.topic, element.partition, offsets.start, read_to
+            )
+            if durable:
+                finalizer.register(durable)
+
+    def _poll(self, reader: PartitionReader, stop: int) -> Messages:
+        try:
+            return reader.poll(min(self._batch_size, stop - reader.position))
+        except OffsetsLost as error:
+            if self._fails_if_lost:
+                raise
+            earliest = min(error.earliest, stop)
+            _LOG.warning("%s. The read goes on at offset %d", error, earliest)
+            self._lost.inc(earliest - reader.position)
+            reader.skip_to(earliest)
+        except PartitionGone as error:
+            if self._fails_if_lost or not reader.is_gone():
+                raise
+            _LOG.warning("%s. The read of this partition ends", error)
+            self._lost.inc(reader.lag() or 0)
+            reader.position = stop
+        return []
+
+    def _put_out(
+        self,
+        element: Partition,
+        messages: Messages,
+        reader: PartitionReader,
+        watermark: Any,
+        now: Timestamp,
+    ) -> Iterator[Any]:
+        batch = to_arrow(element, messages)
+        metrics = metrics_of(element.topic, element.partition)
+        size = pc.sum(pc.binary_length(batch["value"]), min_count=0).as_py()
+        self._messages.inc(len(messages))
+        self._bytes.inc(size)
+        metrics.read(len(messages), size)
+        rows, times = batch, batch["timestamp"]
+        if self._decoder:
+            rows, dead = self._decoder.decode(batch)
+            times = rows[self._decoder.event_time]
+            self._decoded.inc(rows.num_rows)
+            if dead.num_rows:
+                at = watermark.current_watermark()
+                yield TaggedOutput("dead_letters", TimestampedValue(dead, at))
+        if rows.num_rows:
+            reader.row_seen()
+            if times.null_count == rows.num_rows:  # a broker that gives no timestamps
+                yield TimestampedValue(rows, watermark.current_watermark())
+            else:
+                yield TimestampedValue(rows, _timestamp(pc.min(times)))
+                newest = _timestamp(pc.max(times))
+                watermark.advance(newest - self._disorder)
+                metrics.seen(newest, now)
+
+
+class ReadBounded(Read):
+    def process(
+        self,
+        element: Partition,
+        finalizer: Any = _FINALIZER,
+        tracker: Any = _TRACKER,
+        watermark: Any = _WATERMARK,
+    ) -> Iterator[Any]:
+        yield from self.read_bundle(element, tracker, watermark, finalizer)
+
+
+class ReadUnbounded(Read):
+    @beam.DoFn.unbounded_per_element()
+    def process(
+        self,
+        element: Partition,
+        finalizer: Any = _FINALIZER,
+        tracker: Any = _TRACKER,
+        watermark: Any = _WATERMARK,
+    ) -> Iterator[Any]:
+        yield from self.read_bundle(element, tracker, watermark, finalizer)
+
+
+def _before(messages: Messages, stop: int) -> Messages:
+    if not messages or messages[-1].offset() < stop:
+        return messages
+    return [message for message in messages if message.offset() < stop]
+
+
+def _timestamp(time: pa.Scalar) -> Timestamp:
+    return Timestamp(micros=time.value * 1000)
