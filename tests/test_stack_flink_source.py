@@ -67,11 +67,6 @@ def test_a_week_of_four_uneven_partitions_gives_what_reading_it_in_order_gives(
 
     running = case.run("--checkpoint-interval", "2s")
     until(lambda: cluster.counter(running, "read_messages") == len(messages))
-    most = where.count(0)
-    until(lambda: cluster.counter(running, f"messages_{topic}_0") == most)
-    until(lambda: cluster.counter(running, f"watermark_ms_{topic}_3") > 0)
-    assert cluster.counter(running, f"bytes_{topic}_0") > 100 * most
-    assert cluster.counter(running, f"delay_ms_{topic}_0") > 86_400_000
     cluster("stop", running, "--drain")
     wanted = expected(load(case.path), messages, directory(SEED))
     assert list(differences(wanted, case.documents()))[:5] == []
