@@ -24,7 +24,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourcePatternType,
     ResourceType,
 )
-from confluent_kafka.cimpl import NewTopic
+from confluent_kafka.cimpl import NewPartitions, NewTopic
 
 from velocity.io.kafka import ReadFromKafka
 from velocity.io.kafka_config import KafkaConfig
@@ -36,6 +36,7 @@ from velocity.io.kafka_consumer import (
     open_consumer,
 )
 from velocity.io.kafka_offsets import UNBOUNDED, OffsetTracker, Partition
+from velocity.io.kafka_partitions import KnownTracker, Wanted, WatchPartitions
 from velocity.io.kafka_read import Read
 from velocity.io.kafka_readers import Readers
 from velocity.io.watermark import ForwardWatermark
@@ -355,6 +356,40 @@ def test_a_deleted_topic_fails_the_read_or_ends_it_as_wanted(
     with pytest.raises(PartitionGone, match=told):
         strict.next(1)
     until(lambda: lenient.left is None or (lenient.bundle() == [] and lenient.left is None))
+
+
+def test_partitions_and_topics_that_come_are_found_once_and_read_whole(
+    broker: GuardedBroker, topic: str
+) -> None:
+    config, later = KafkaConfig(broker.address), f"{topic}-later"
+    produce(broker, topic, "before")
+    wanted = Wanted(config, [f"^{topic}.*"], "latest", None, None, False)
+    watch, known = WatchPartitions(wanted.list_new, 10.0, 30.0), KnownTracker((None,))
+
+    def look() -> list[Partition]:
+        nonlocal known
+        tracker = ThreadsafeRestrictionTracker(known)
+        found = list(watch.look(RestrictionTrackerView(tracker), ForwardWatermark(MIN_TIMESTAMP)))
+        left, _ = tracker.deferred_status()
+        known = KnownTracker(left)
+        return found
+
+    assert look() == [Partition(topic, 0, 1, UNBOUNDED)]
+    assert look() == []
+    client = AdminClient({"bootstrap.servers": broker.address})
+    client.create_partitions([NewPartitions(topic, 3)])[topic].result()
+    create(broker, later)
+    produce(broker, later, "first")
+    come: list[Partition] = []
+    while len(come) < 3:
+        come += look()
+    assert sorted(come) == [
+        Partition(topic, 1, 0, UNBOUNDED),
+        Partition(topic, 2, 0, UNBOUNDED),
+        Partition(later, 0, 0, UNBOUNDED),
+    ]
+    assert look() == []
+    assert Reads(config, later).next(1) == ["first"]
 
 
 def test_an_oauth_callback_travels_with_the_read_and_opens_the_guarded_door(
