@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 from confluent_kafka import (
     TIMESTAMP_NOT_AVAILABLE,
@@ -25,6 +26,8 @@ Messages = list[Any]
 """Of ``confluent_kafka.Message``, whose stubs allow None where a consumed message has a value."""
 
 _HEADERS: Final = MESSAGES.field("headers").type
+_MOST_BYTES: Final = 2**31 - 1
+"""Of the values in one array."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -207,17 +210,32 @@ def to_arrow(element: Partition, messages: Messages) -> pa.RecordBatch:
             pa.repeat(pa.scalar(element.topic), n),
             pa.repeat(pa.scalar(element.partition, pa.int32()), n),
             pa.array([message.offset() for message in messages], pa.int64()),
-            pa.array([_millis(*message.timestamp()) for message in messages], TIMESTAMP),
-            pa.array([message.key() for message in messages], pa.binary()),
-            pa.array([message.value() for message in messages], pa.binary()),
+            _timestamps([message.timestamp() for message in messages]),
+            _binary([message.key() for message in messages]),
+            _binary([message.value() for message in messages]),
             _headers([message.headers() for message in messages]),
         ],
         schema=MESSAGES,
     )
 
 
-def _millis(kind: int, millis: int) -> int | None:
-    return None if kind == TIMESTAMP_NOT_AVAILABLE else millis
+def _timestamps(given: list[tuple[int, int]]) -> pa.Array:
+    millis = [None if kind == TIMESTAMP_NOT_AVAILABLE else time for kind, time in given]
+    return pa.array(millis, pa.int64()).view(TIMESTAMP)
+
+
+def _binary(values: list[bytes | None]) -> pa.Array:
+    """In one copy where none is null: what grows in Arrow's builder is copied again and again."""
+    try:
+        joined = b"".join(values)  # type: ignore[arg-type]
+    except TypeError:
+        return pa.array(values, pa.binary())
+    ends = np.zeros(len(values) + 1, np.int64)
+    np.cumsum(np.fromiter(map(len, values), np.int64, len(values)), out=ends[1:])  # type: ignore[arg-type]
+    if len(joined) > _MOST_BYTES:
+        return pa.array(values, pa.binary())
+    buffers = [None, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(joined)]
+    return pa.Array.from_buffers(pa.binary(), len(values), buffers)
 
 
 def _headers(headers: list[list[tuple[str, bytes | None]] | None]) -> pa.Array:

@@ -14,12 +14,15 @@ from typing import Any, cast
 import pytest
 from apache_beam.utils.timestamp import Timestamp
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from hypothesis import given
+from hypothesis import strategies as st
 
 from velocity.io.kafka_config import KafkaConfig
 from velocity.io.kafka_consumer import (
     KafkaReadError,
     OffsetsLost,
     PartitionGone,
+    _binary,
     offsets_to_read,
     open_consumer,
     to_arrow,
@@ -456,8 +459,10 @@ def polled(reader: PartitionReader, count: int) -> list[Any]:
 
 
 def test_a_callback_travels_as_itself_or_as_its_place() -> None:
-    for given in (base64.b64encode, "base64:b64encode"):
-        config = KafkaConfig("127.0.0.1:9", {"oauth_cb": given, "sasl.oauthbearer.config": "hush"})
+    for callback in (base64.b64encode, "base64:b64encode"):
+        config = KafkaConfig(
+            "127.0.0.1:9", {"oauth_cb": callback, "sasl.oauthbearer.config": "hush"}
+        )
         copy = pickle.loads(pickle.dumps(config))
         assert copy == config
         assert copy.client()["oauth_cb"] is base64.b64encode
@@ -504,6 +509,13 @@ def test_arrow_holds_all_that_a_message_has(kafka: EmbeddedKafka) -> None:
         }
         for offset, message in enumerate(sent)
     ]
+
+
+@given(st.lists(st.binary(max_size=4)) | st.lists(st.none() | st.binary(max_size=4)))
+def test_bytes_in_arrow_are_those_that_were_given(values: list[bytes | None]) -> None:
+    column = _binary(values)
+    column.validate(full=True)
+    assert column.to_pylist() == values
 
 
 def test_no_messages_make_an_empty_batch() -> None:

@@ -396,6 +396,37 @@ def test_more_than_the_queue_holds_is_written_all_the_same(kafka: EmbeddedKafka)
 
 
 @pytest.mark.embedded
+def test_a_key_has_the_partition_that_java_gives_it(kafka: EmbeddedKafka) -> None:
+    """Source of the hashes: UtilsTest.testMurmur2 of Kafka's own clients."""
+    hashes = {
+        b"21": -973932308,
+        b"foobar": -790332482,
+        b"a-little-bit-long-string": -985981536,
+        b"a-little-bit-longer-string": -1486304829,
+        b"lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8": -58897971,
+        b"abc": 479470107,
+    }
+    kafka.create_topic("keyed", 7)
+    records = [Record(key, key) for key in hashes]
+    write(records, WriteToKafka(KafkaConfig(kafka.bootstrap_servers), "keyed"))
+    found = {m.key(): m.partition() for m in consume(kafka.bootstrap_servers, "keyed")}
+    assert found == {key: (hash & 0x7FFFFFFF) % 7 for key, hash in hashes.items()}
+
+
+@pytest.mark.embedded
+@pytest.mark.parametrize("options", [{}, {"compression.type": "none"}], ids=str)
+def test_what_is_written_is_compressed_unless_options_say_otherwise(
+    kafka: EmbeddedKafka, options: dict[str, Any]
+) -> None:
+    """The broker keeps 5 MiB of a partition, as they come over the wire."""
+    topic = f"compressed-{len(options)}"
+    kafka.create_topic(topic, 1)
+    sink = WriteToKafka(KafkaConfig(kafka.bootstrap_servers, options), topic)
+    write([messages([b"x" * 100_000] * 80)], sink)
+    assert bool(kafka.forgotten(topic)) == bool(options)
+
+
+@pytest.mark.embedded
 def test_dead_letters_of_earlier_steps_come_out_too(kafka: EmbeddedKafka) -> None:
     class Both(beam.PTransform):
         def expand(self, batches: Any) -> Any:
