@@ -28,7 +28,7 @@ from velocity.runners.stack_components import (
 )
 from velocity.runners.stack_errors import ServerFailed, StackError
 from velocity.runners.stack_janitor import Janitor, end_run
-from velocity.runners.stack_ports import choose_ports
+from velocity.runners.stack_ports import Claims, choose_ports
 from velocity.runners.stack_process import Mark, find, marked, terminate
 from velocity.runners.stack_server import Component, Server, members, tail
 from velocity.runners.stack_state import (
@@ -93,7 +93,11 @@ class Stack:
         """
         names = [name for name in NAMES if name in _known(names)]
         settings = settings or Settings()
-        with locked(self.folder), _signals_raise():
+        with (
+            locked(self.folder),
+            Claims(machine.cache / "ports") as claims,
+            _signals_raise(),
+        ):
             self._end_leftovers()
             machine.check(names, settings)
             run = f"{os.getpid()}-{time.time_ns()}"
@@ -102,7 +106,9 @@ class Stack:
                 with marked(Mark(str(self.folder), run, "up")):
                     if fresh:
                         self._take_down(names)
-                    built = self._build(names, settings, asked, ports or {}, machine, report)
+                    built = self._build(
+                        names, settings, asked, ports or {}, claims, machine, report
+                    )
                     for part in built:
                         self._start(part, run, fresh, report)
                     for part in built:
@@ -189,6 +195,7 @@ class Stack:
         settings: Settings,
         asked: Collection[str],
         given: Mapping[str, int],
+        claims: Claims,
         machine: Machine,
         report: Report,
     ) -> list[Component]:
@@ -218,7 +225,12 @@ class Stack:
                     f"Port {port}={number} is for nothing that this command starts, which takes"
                     f" {', '.join(usual | running)}."
                 )
-        chosen = choose_ports(usual, {k: v for k, v in given.items() if k in usual})
+        chosen = choose_ports(
+            usual,
+            {k: v for k, v in given.items() if k in usual},
+            free=claims.take,
+            any_port=claims.take_any,
+        )
         built = []
         for name in names:
             old = state.components.get(name)

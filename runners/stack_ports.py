@@ -1,8 +1,11 @@
 """Chooses the ports that servers listen on: the usual one if free, else any free one."""
 
+import fcntl
 import socket
 from collections.abc import Callable, Mapping
-from typing import Final
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final, Self
 
 from velocity.runners.stack_errors import PortTaken
 
@@ -29,6 +32,46 @@ def any_free() -> int:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
     return port
+
+
+class Claims:
+    """The ports that one ``up`` has chosen, which no other one takes until its servers listen.
+
+    Between a look at a port and a server's listening lie seconds. Two stacks that start at once
+    would choose the same one; a server of the second would fail, and that of the first answer in its
+    place. A claim is a lock on a file of ``folder``, which the system frees when its holder dies.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._files.close()
+
+    def take(self, port: int) -> bool:
+        """Claims a port; False if a server listens there, or another has claimed it."""
+        file = (self._folder / str(port)).open("a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return False
+        if not is_free(port):
+            file.close()
+            return False
+        self._files.enter_context(file)
+        return True
+
+    def take_any(self) -> int:
+        """Claims a port that the system says is free."""
+        while not self.take(port := any_free()):
+            pass
+        return port
 
 
 def choose_ports(

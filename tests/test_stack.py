@@ -324,6 +324,16 @@ def test_a_server_that_cannot_start_is_named_with_its_log_and_nothing_is_left(
     assert stack.state == StackState()
 
 
+def test_an_elasticsearch_that_cannot_start_ends_and_is_named(stack: Commands) -> None:
+    for version in (8, 9):
+        data = stack.folder / f"elasticsearch-{version}" / "data"
+        data.parent.mkdir(parents=True)
+        data.write_text("no folder")
+    error = stack("up", "elasticsearch", code=ServerFailed.exit_code)
+    assert "elasticsearch ended with code 1" in error["message"]
+    assert stack.running() == []
+
+
 def test_a_taken_port_is_refused_before_anything_starts(stack: Commands) -> None:
     stack("up", "kafka")
     taken = stack.state.components["kafka"].ports["kafka"]

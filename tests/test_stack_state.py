@@ -1,13 +1,14 @@
 """The record of a stack survives a restart, a second command and a broken file."""
 
 import json
+import socket
 import threading
 from pathlib import Path
 
 import pytest
 
 from velocity.runners.stack_errors import Busy, PortTaken, StackError
-from velocity.runners.stack_ports import choose_ports, is_free
+from velocity.runners.stack_ports import Claims, any_free, choose_ports, is_free
 from velocity.runners.stack_process import ProcessId
 from velocity.runners.stack_state import (
     FILE,
@@ -109,9 +110,24 @@ def test_a_given_port_in_use_is_named_with_its_remedy() -> None:
 
 
 @pytest.mark.embedded
-def test_a_port_is_free_until_someone_listens_there() -> None:
-    import socket
+def test_a_port_that_one_start_has_claimed_is_no_other_ones(tmp_path: Path) -> None:
+    port = any_free()
+    with Claims(tmp_path) as first, Claims(tmp_path) as second:
+        assert first.take(port)
+        assert not second.take(port)
+        assert second.take_any() != port
+    with Claims(tmp_path) as third:
+        assert third.take(port)  # its holder is gone
 
+
+def test_a_port_where_someone_listens_cannot_be_claimed(tmp_path: Path) -> None:
+    with socket.socket() as server, Claims(tmp_path) as claims:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        assert not claims.take(server.getsockname()[1])
+
+
+def test_a_port_is_free_until_someone_listens_there() -> None:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]

@@ -25,7 +25,17 @@ public final class Server {
 
   private Server() {}
 
-  public static void main(String[] args) throws Exception {
+  public static void main(String[] args) {
+    try {
+      run(args);
+    } catch (Throwable e) {
+      // Threads of the node that did not start would go on for ever, and nobody see that it failed.
+      e.printStackTrace();
+      Runtime.getRuntime().halt(1);
+    }
+  }
+
+  private static void run(String[] args) throws Exception {
     Path home = Path.of(args[0]).toAbsolutePath();
     Files.createDirectories(home.resolve("config"));
     Files.createDirectories(home.resolve("plugins"));
