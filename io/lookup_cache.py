@@ -64,6 +64,8 @@ class Remembered:
         self._half = max(1, size // 2)
         self._keep_old = size > 1
         self._young: dict[str, Entry] = {}
+        self.young_are_tuples = True
+        """Whether all that is kept in the young generation is tuples."""
         self._old: dict[str, Entry] = {}
 
     def __len__(self) -> int:
@@ -84,7 +86,10 @@ class Remembered:
         if len(self._young) >= self._half and key not in self._young:
             self._old = self._young if self._keep_old else {}
             self._young = {}
+            self.young_are_tuples = True
         self._young[key] = entry
+        if type(entry.kept) is not tuple:
+            self.young_are_tuples = False
 
     def all_fresh(self, keys: Sequence[str], now: float) -> list[Any] | None:
         """What is kept of the keys if each has a fresh entry in the young generation, else None."""

@@ -90,12 +90,13 @@ class SharedLookup:
         now = self._clock()
         with self._lock:
             values = self._remembered.all_fresh(keys, now)
+            are_tuples = self._remembered.young_are_tuples
         if values is not None and not self._behind:
             hits = Answers(
                 values,
                 {"cache_hits": len(keys)},
                 states=self._source.states(),
-                all_kept=set(map(type, values)) <= {tuple},
+                all_kept=are_tuples,
             )
             return lambda: hits
         return self._begin(keys, now)

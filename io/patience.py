@@ -1,11 +1,24 @@
 """Waiting that ends with the process."""
 
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 _SLICE: Final = 0.5
+_probe: Final = ThreadPoolExecutor(1, "probe")
+
+
+def alive() -> bool:
+    """Whether the process goes on: executors take nothing more once the interpreter is ending.
+
+    It then waits for all threads to end, and its main thread still counts as alive.
+    """
+    try:
+        _probe.submit(int)
+    except RuntimeError:
+        return False
+    return True
 
 
 def sleep(
@@ -13,12 +26,11 @@ def sleep(
     *,
     clock: Callable[[], float] = time.monotonic,
     nap: Callable[[float], None] = time.sleep,
-    alive: Callable[[], bool] = lambda: threading.main_thread().is_alive(),
+    alive: Callable[[], bool] = alive,
 ) -> bool:
     """Waits, and says whether it has waited to the end: False once the process is ending.
 
-    Python ends a process when its main thread has ended and all others have: a thread that only
-    slept would hold it up for as long.
+    A thread that only slept would hold up the end of its process for as long.
 
     >>> sleep(0.01), sleep(3600, alive=lambda: False)
     (True, False)

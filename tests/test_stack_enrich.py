@@ -1,6 +1,7 @@
 """A service that fails under a real Flink and Kafka: the job waits for it, and loses nothing."""
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from http import HTTPStatus
@@ -12,6 +13,7 @@ from tests.cluster import Cluster, until
 from tests.flink_jobs import SEED, Case, end_all, flink_cluster
 from velocity.io.dead_letters import read_dead_letters
 from velocity.pipelines.directory import directory
+from velocity.pipelines.simulator import simulate
 from velocity.runners.embedded import DirectoryService
 
 pytestmark = pytest.mark.stack
@@ -97,3 +99,37 @@ def test_a_job_that_waits_can_be_cancelled(
     cluster("stop", job, "--cancel")
     until(lambda: cluster.flink.find(job).ended and cluster.workers() == [])
     service.down = False
+
+
+def test_events_that_were_set_aside_and_replayed_count_as_if_they_had_never_failed(
+    cluster: Cluster, service: Faulty, tmp_path: Path
+) -> None:
+    case = Case(cluster, tmp_path, 10_000)
+    # Partitions fall silent meanwhile, so the watermark follows the clock: let nothing be too late.
+    text = re.sub("lateness: (1h|10m)", "lateness: 10000d", case.path.read_text())
+    text = text.replace(
+        "    key: provider_id\n", "    key: provider_id\n    on_error: dead_letter\n"
+    )
+    case.path.write_text(text.replace("    id: id\n", "    id: id\n    retries: 0\n"))
+    service.down = True
+    case.pace.release()
+    case.produce()
+    job = case.run("--checkpoint-interval", "5s")
+    until(lambda: cluster.counter(job, "dead_letters_service_failed") > 1_000)
+    service.down = False
+    assert case.producer is not None
+    case.producer.join()
+    read = len([m for m in simulate(case.scenario) if m.topic == "pharmacy.events"])
+    until(lambda: cluster.counter(job, "read_messages") == read)
+    until(lambda: len(failed(case)) >= cluster.counter(job, "dead_letters_service_failed"))
+
+    chosen = ("--cause", "service_failed", "--dead-letters", case.dead)
+    cluster("dead-letters", "replay", case.path, *chosen)
+    case.await_all()
+    assert set(failed(case)) == {1}, "what was replayed failed again"
+
+
+def failed(case: Case) -> list[int]:
+    """The attempts of the letters of stage enrich."""
+    letters = read_dead_letters(str(case.dead)).to_pylist()
+    return [letter["attempt"] for letter in letters if letter["stage"] == "enrich"]
