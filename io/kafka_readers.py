@@ -119,13 +119,15 @@ class PartitionReader:
             self._failure = error
 
     def is_gone(self) -> bool:
-        """Whether the brokers, asked for all topics, don't name this one or the partition."""
+        """Whether the brokers say that there is no such topic or partition; not if they hide it."""
+        topic = self._where.topic
         try:
-            topics = self._consumer.list_topics(timeout=_ANSWER_WITHIN).topics
+            found = self._consumer.list_topics(topic, timeout=_ANSWER_WITHIN).topics[topic]
         except KafkaException:
             return False
-        known = topics.get(self._where.topic)
-        return known is None or self._where.partition not in known.partitions
+        if found.error is not None:
+            return found.error.code() in _GONE
+        return self._where.partition not in found.partitions
 
     def lag(self) -> int | None:
         """How many offsets the broker was ahead when it last gave messages; None before that."""

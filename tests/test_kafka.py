@@ -92,6 +92,7 @@ class FakePartition:
     low: int = 0
     fails_with: int | None = None
     deleted: bool = False
+    hidden: bool = False
     reachable: bool = True
     seconds: float = 0.0
     opened: int = 0
@@ -159,12 +160,14 @@ class FakeConsumer:
             raise KafkaException(KafkaError(KafkaError._TRANSPORT))
         return self._partition.low, self._partition.end
 
-    def list_topics(self, timeout: float) -> Any:
-        if not self._partition.reachable:
+    def list_topics(self, topic: str, timeout: float) -> Any:
+        partition = self._partition
+        if not partition.reachable:
             raise KafkaException(KafkaError(KafkaError._TRANSPORT))
-        gone = self._partition.deleted
-        there = {} if gone else {"orders": SimpleNamespace(partitions={0: None})}
-        return SimpleNamespace(topics=there)
+        hidden = KafkaError.TOPIC_AUTHORIZATION_FAILED
+        code = hidden if partition.hidden else KafkaError.UNKNOWN_TOPIC_OR_PART
+        error = KafkaError(code) if partition.deleted else None
+        return SimpleNamespace(topics={topic: SimpleNamespace(error=error, partitions={0: None})})
 
     def close(self) -> None:
         self._partition.open -= 1
@@ -492,7 +495,10 @@ def test_a_deleted_topic_ends_the_read_of_its_partitions_where_losses_are_allowe
     partition.reachable = False  # nobody confirms it
     with pytest.raises(PartitionGone):
         reads.after(first)
-    partition.reachable = True
+    partition.reachable, partition.hidden = True, True  # nor does who may not see it
+    with pytest.raises(PartitionGone):
+        reads.after(first)
+    partition.hidden = False
     last = reads.after(first)
     assert (last.offsets, last.residual) == ([], None)
     assert (reads.counted("offsets_lost"), partition.open) == (1, 0)

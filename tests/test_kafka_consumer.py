@@ -94,7 +94,7 @@ class FakeConsumer:
             raise KafkaException(KafkaError(KafkaError._TRANSPORT))
         return self.low, self.end
 
-    def list_topics(self, timeout: float) -> Any:
+    def list_topics(self, topic: str, timeout: float) -> Any:
         raise KafkaException(KafkaError(KafkaError._TRANSPORT))
 
     def close(self) -> None:
