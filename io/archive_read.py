@@ -24,7 +24,8 @@ from velocity.io.archive_files import (
 )
 from velocity.io.records import MESSAGE, MESSAGES, counter
 
-ROWS_PER_BATCH: Final = 64 * 1024
+ROWS_PER_BATCH: Final = 512 * 1024
+"""At least, where there are as many: the larger a batch, the fewer partial results there are of it."""
 _BYTES_PER_TASK: Final = 16 * 1024 * 1024
 _UNITS_PER_TASK: Final = 500
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)

@@ -124,6 +124,11 @@ class Graph:
         with _at(*place):
             return registry_format(kind, url, options, list(self.job.fields))
 
+    @property
+    def message_decoder(self) -> JsonDecoder:
+        """Of messages as the broker has them, in the job's format."""
+        return replace(self.decoder, format=self.format)
+
     def read(self, until: Until = None, start: datetime | None = None) -> ReadFromKafka:
         """Of the job's topics, decoded; bounded if ``until`` says where to stop. It begins where the
         job says, unless ``start`` says another time."""
@@ -133,7 +138,7 @@ class Graph:
             return ReadFromKafka(
                 self._kafka,
                 topics,
-                decoder=replace(self.decoder, format=self.format),
+                decoder=self.message_decoder,
                 start=start or _start(source.kafka.start),
                 stop=until,
                 group=source.kafka.group,
@@ -274,11 +279,16 @@ class Graph:
                     limits=Limits(spec.bulk.documents, spec.bulk.bytes, spec.bulk.age),
                     retry=Retry.lasting(spec.retry_for),
                 )
-        if self.job.sinks.sqlite:
-            path = self._text(self.job.sinks.sqlite.path, "sinks", "sqlite", "path")
+        if self.sqlite_path is not None:
             with _at("sinks", "sqlite"):
-                sinks["sqlite"] = WriteToSqlite(path)
+                sinks["sqlite"] = WriteToSqlite(self.sqlite_path)
         return sinks
+
+    @property
+    def sqlite_path(self) -> str | None:
+        """Of a job that has this sink."""
+        spec = self.job.sinks.sqlite
+        return None if spec is None else self._text(spec.path, "sinks", "sqlite", "path")
 
     @cached_property
     def elasticsearch(self) -> Connection:
@@ -323,8 +333,13 @@ class Graph:
         if spec.raw:
             schemas[Kind.RAW] = self.decoder.schema
         if spec.enriched:
-            schemas[Kind.ENRICHED] = self.schema
+            schemas[Kind.ENRICHED] = self.derived_schema
         with _at("archive"):
+            if spec.raw and self.job.sensitive:
+                raise ValueError(
+                    "raw: messages are kept whole, and this job has sensitive fields; keep enriched "
+                    "events only, in which these are hashed or left out"
+                )
             return {
                 kind: WriteToArchive(
                     path,

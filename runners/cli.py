@@ -29,6 +29,7 @@ from velocity.runners.dead_letters_cli import dead_letters_app
 from velocity.runners.elastic_cli import add_elastic_commands
 from velocity.runners.flink import FlinkOptions
 from velocity.runners.jobs_cli import add_jobs_commands
+from velocity.runners.replay_cli import add_replay_command
 from velocity.runners.stack_cli import stack_app
 from velocity.runners.terminal import output, time_with_offset
 
@@ -79,6 +80,7 @@ app.add_typer(stack_app, name="stack")
 app.add_typer(dead_letters_app, name="dead-letters")
 app.add_typer(archive_app, name="archive")
 add_jobs_commands(app)
+add_replay_command(app)
 add_elastic_commands(app)
 
 

@@ -34,6 +34,7 @@ worker_handlers.STATE_CACHE_SIZE_MB = 0
 
 COUNTERS: Final = {
     "read_messages": "messages read",
+    "archive_rows": "events read from the archive",
     "decoded_rows": "events decoded",
     "filtered_rows": "events kept by the filter",
     "enriched_rows": "rows enriched",
@@ -48,6 +49,7 @@ COUNTERS: Final = {
     "enrich_keys_missing": "keys not known",
     "enrich_keys_failed": "keys not looked up",
     "enrich_wait_ms": "ms waited for services",
+    "archived_rows": "events archived",
     "partials": "partial results",
     "documents_written": "documents written",
     "documents_stale": "documents already newer",

@@ -3,7 +3,7 @@
 import difflib
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any, Final, NamedTuple
@@ -119,6 +119,21 @@ class Expressions:
             ],
             schema=self.schema,
         )
+
+
+def columns_in(expression: str, columns: Collection[str]) -> set[str]:
+    """Which of the columns an expression needs, as they are written there.
+
+    >>> columns_in("Amount / nullif(km, 0)", ["amount", "km", "city"]) == {"amount", "km"}
+    True
+    """
+    found = {
+        part.lower()
+        for node in _nodes(_parse(f"SELECT ({expression}\n)", expression))
+        if node.get("class") == "COLUMN_REF"
+        for part in node["column_names"]
+    }
+    return {column for column in columns if column.lower() in found}
 
 
 def failed_rows(

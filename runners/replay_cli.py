@@ -1,0 +1,207 @@
+"""``velocity replay``: history through a job's graph again."""
+
+import os
+from datetime import datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from velocity.pipelines import jobfile
+from velocity.pipelines.job import parse_duration
+from velocity.runners.terminal import time_with_offset
+
+EXIT_CODES: Final = (
+    "Exit codes: 0 done · 1 the job is wrong, or failed · 2 wrong usage · 130 Ctrl-C"
+)
+_SAFE: Final = "Beside a live job"
+_INSTEAD: Final = "Without writing, or elsewhere"
+
+
+class ReplayRunner(StrEnum):
+    """Where a replay runs."""
+
+    DIRECT = "direct"
+    FLINK = "flink"
+
+
+def add_replay_command(app: typer.Typer) -> None:
+    """Adds the command to the command line."""
+    app.command(
+        epilog="Examples: velocity replay job.yaml --from 2026-01-01T00:00:00+07:00 --to"
+        " 2026-02-01T00:00:00+07:00 · velocity replay job.yaml --from … --to … --source"
+        f" 'exports/*.jsonl' --compare. More: docs/replay.md. {EXIT_CODES}"
+    )(replay)
+
+
+def replay(
+    path: Annotated[Path, typer.Argument(metavar="JOB", help="A job file: docs/jobs.md.")],
+    start: Annotated[
+        str, typer.Option("--from", metavar="TIME", help="Event time, RFC 3339 with its offset.")
+    ],
+    stop: Annotated[str, typer.Option("--to", metavar="TIME", help="Not part of the range.")],
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="-- OPTIONS", help="For Beam, as they are.", show_default=False),
+    ] = None,
+    source: Annotated[
+        str,
+        typer.Option(
+            metavar="archive|raw|kafka|FILES",
+            help="Enriched events, archived messages, the topics, or exports (.jsonl, .csv).",
+        ),
+    ] = "archive",
+    runner: Annotated[ReplayRunner, typer.Option(help="Where it runs.")] = ReplayRunner.DIRECT,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes of the direct runner.", show_default="one a core"),
+    ] = None,
+    part: Annotated[
+        str,
+        typer.Option(
+            metavar="DURATION|all", help="Event time that is done at a time, and then remembered."
+        ),
+    ] = "1d",
+    state: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where it is remembered.",
+            show_default="beside the archive, or in VELOCITY_STATE",
+        ),
+    ] = None,
+    sqlite: Annotated[
+        Path | None, typer.Option(help="Documents into this file, not into the job's sinks.")
+    ] = None,
+    dead_letters: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Dead letters into this folder.", show_default="counted alone"
+        ),
+    ] = None,
+    late: Annotated[
+        str,
+        typer.Option(
+            metavar="DURATION",
+            help="With --source kafka: read messages sent so much later than lateness and disorder.",
+        ),
+    ] = "0s",
+    max_rate: Annotated[
+        float | None, typer.Option(help="Events a second.", rich_help_panel=_SAFE)
+    ] = None,
+    max_rest_rate: Annotated[
+        float | None, typer.Option(help="REST calls a second.", rich_help_panel=_SAFE)
+    ] = None,
+    max_document_rate: Annotated[
+        float | None, typer.Option(help="Documents a second.", rich_help_panel=_SAFE)
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Count files, events, windows and REST calls; write nothing, call nothing.",
+            rich_help_panel=_INSTEAD,
+        ),
+    ] = False,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            help="Print which documents would change and how; write nothing.",
+            rich_help_panel=_INSTEAD,
+        ),
+    ] = False,
+    into: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PREFIX",
+            help="Into Elasticsearch's indices of this prefix, which the alias does not read.",
+            rich_help_panel=_INSTEAD,
+        ),
+    ] = None,
+    swap: Annotated[
+        bool,
+        typer.Option(
+            "--swap",
+            help="With --into: when all is written, have the alias read these.",
+            rich_help_panel=_INSTEAD,
+        ),
+    ] = False,
+    flink_master: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT|local", show_default="the stack's", rich_help_panel="On Flink"
+        ),
+    ] = None,
+    parallelism: Annotated[
+        int, typer.Option(help="Subtasks of each step.", rich_help_panel="On Flink")
+    ] = 2,
+    batch: Annotated[
+        bool,
+        typer.Option("--batch", help="As a batch, not as a stream.", rich_help_panel="On Flink"),
+    ] = False,
+) -> None:
+    """Read a stretch of history again, through the same graph, to the same documents.
+
+    Written are all windows that reach into the range and are complete, each read whole. Documents
+    keep their ids and versions: what is there and knows more stays. A replay that was killed goes
+    on where it was, if it is started again with the same job and range.
+    """
+    if dry_run and compare:
+        raise typer.BadParameter("give --dry-run or --compare, not both")
+    if (dry_run or compare) and (into or runner is ReplayRunner.FLINK):
+        raise typer.BadParameter("--dry-run and --compare run here, and write nothing anywhere")
+    if swap and not into:
+        raise typer.BadParameter("--swap goes with --into PREFIX")
+    if into and sqlite:
+        raise typer.BadParameter("--into is for Elasticsearch, --sqlite for a file: give one")
+    if runner is ReplayRunner.DIRECT and (flink_master or batch):
+        raise typer.BadParameter("--flink-master and --batch are for --runner flink")
+    length = None if part == "all" else _duration(part, "--part")
+    if length is not None and length < timedelta(minutes=1):
+        raise typer.BadParameter("a minute or more is wanted", param_hint="--part")
+    job = jobfile.load(path)
+
+    from velocity.io.pace import Limits
+    from velocity.pipelines.replay import Replay
+    from velocity.runners.flink import FlinkOptions
+    from velocity.runners.replay import Where
+    from velocity.runners.replay_run import Plan, carry_out
+
+    flink = FlinkOptions(master=flink_master, parallelism=parallelism, streaming=not batch)
+    processes = workers or os.cpu_count() or 1
+    where = Where(runner.value, 1 if dry_run else processes, tuple(options or ()), flink)
+    limits = Limits(max_rate, max_rest_rate, max_document_rate, where.takers)
+    wanted = Replay(
+        job,
+        source,
+        _time(start, "--from"),
+        _time(stop, "--to"),
+        os.environ,
+        limits,
+        _duration(late, "--late"),
+        dry=dry_run,
+    )
+    plan = Plan(
+        wanted,
+        where,
+        length,
+        state=state,
+        sqlite=sqlite,
+        dead_letters=dead_letters,
+        into=into,
+        swap=swap,
+    )
+    raise typer.Exit(carry_out(plan, "dry" if dry_run else "compare" if compare else "write"))
+
+
+def _time(text: str, option: str) -> datetime:
+    return time_with_offset(text, option)
+
+
+def _duration(text: str, option: str) -> timedelta:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error

@@ -1,0 +1,186 @@
+"""Ranges of event time: which windows a replay of one writes, and what it must read to know them."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final, Literal, NamedTuple
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from velocity.io.records import Document, WithDeadLetters, counter, main_of
+from velocity.transforms.windows import Fixed, Session, Sliding, Window
+
+_MILLISECOND: Final = timedelta(milliseconds=1)
+
+Verdict = Literal["write", "elsewhere", "cut", "open"]
+"""What becomes of a document: it is written; it belongs to another range, or another part of this
+one; it is cut off, as its window goes on outside of what was read; or its window is not over yet."""
+
+
+class Span(NamedTuple):
+    """Epoch milliseconds from ``start`` to before ``stop``."""
+
+    start: int
+    stop: int
+
+
+def reads(window: Window, wanted: Span, *, first: bool, pad: timedelta) -> Span:
+    """The event times that a part of a replay must read so that all windows that begin in
+    ``wanted`` are whole; of the ``first`` part also those that began before and reach into it.
+
+    Windows of a fixed grid are read from the start of the first to the end of the last. A session
+    begins where no event of its key was for a gap: so much more is read before, and ``pad`` after
+    the end, by which it should have ended (``pad`` before the first part too).
+
+    >>> minute, hour = timedelta(minutes=1), 3_600_000
+    >>> reads(Fixed(minute), Span(90_000, 100_000), first=True, pad=minute)
+    Span(start=60000, stop=120000)
+    >>> reads(Sliding(10 * minute, 5 * minute), Span(hour, 2 * hour), first=False, pad=minute)
+    Span(start=3600000, stop=7500000)
+    """
+    start, stop = wanted
+    match window:
+        case Fixed(size, offset):
+            length, step, shift = _millis(size), _millis(size), _millis(offset)
+        case Sliding(size, every):
+            length, step, shift = _millis(size), _millis(every), 0
+        case Session(gap):
+            before = _millis(pad) if first else _millis(gap)
+            return Span(start - before, stop + _millis(pad))
+    if first:
+        start -= length - 1
+    earliest = start + (shift - start) % step
+    latest = (stop - 1) - (stop - 1 - shift) % step
+    return Span(earliest, latest + length) if earliest <= latest else Span(stop, stop)
+
+
+def hull(spans: Iterable[Span]) -> Span:
+    """The least span that holds all of them that are not empty."""
+    full = [span for span in spans if span.start < span.stop]
+    if not full:
+        return Span(0, 0)
+    return Span(min(span.start for span in full), max(span.stop for span in full))
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a replay: which documents it writes, of those it makes of what it read.
+
+    >>> from dataclasses import replace
+    >>> minute = Fixed(timedelta(minutes=1))
+    >>> part = Part(Span(60_000, 120_000), Span(60_000, 120_000), first=True, until=10**13)
+    >>> d = Document("orders", "m", 60_000, 120_000, {}, {}, 2, "on_time", "1")
+    >>> part.verdict(d, minute), part.verdict(replace(d, window_end=120_001), minute)
+    ('write', 'cut')
+    """
+
+    wanted: Span
+    read: Span
+    first: bool
+    until: int
+    """What happened later is not known yet."""
+
+    def verdict(self, document: Document, window: Window) -> Verdict:
+        start, end = document.window_start, document.window_end
+        if start >= self.wanted.stop or end <= self.wanted.start:
+            return "elsewhere"
+        if start < self.wanted.start and not self.first:
+            return "elsewhere"
+        if end > self.until:
+            return "open"
+        quiet = _millis(window.gap) - 1 if isinstance(window, Session) else 0
+        if start - quiet < self.read.start or end > self.read.stop:
+            return "cut"
+        return "write"
+
+
+def parts(
+    windows: Sequence[Window], whole: Span, length: timedelta | None, *, pad: timedelta, until: int
+) -> list[Part]:
+    """A range in parts, each at most so long; each document is written by one of them.
+
+    Parts begin at multiples of their length, so that they are cut alike whatever the range.
+    """
+    size = _millis(length) if length else whole.stop - whole.start
+    found = []
+    start = whole.start
+    while start < whole.stop:
+        stop = min(whole.stop, start - start % size + size if length else whole.stop)
+        first = start == whole.start
+        found.append(part_of(windows, Span(start, stop), first=first, pad=pad, until=until))
+        start = stop
+    return found
+
+
+def part_of(
+    windows: Iterable[Window], wanted: Span, *, first: bool, pad: timedelta, until: int
+) -> Part:
+    """The part that writes the windows which begin in ``wanted``, with what it must read."""
+    read = hull(reads(window, wanted, first=first, pad=pad) for window in windows)
+    return Part(wanted, read, first, until)
+
+
+def gap_of(windows: Iterable[Window]) -> timedelta | None:
+    """The longest gap of the sessions among them; None if there are none."""
+    return max((w.gap for w in windows if isinstance(w, Session)), default=None)
+
+
+def _millis(duration: timedelta) -> int:
+    return duration // _MILLISECOND
+
+
+class Within(beam.PTransform):
+    """Of batches of rows those within a span of event time; ``WithDeadLetters`` or not."""
+
+    def __init__(self, span: Span, event_time: str) -> None:
+        super().__init__()
+        self._span, self._event_time = span, event_time
+
+    def expand(self, pvalueish: Any) -> Any:
+        within = beam.FlatMap(rows_within, self._span, self._event_time)
+        rows = main_of(pvalueish) | "Filter" >> within.with_output_types(pa.RecordBatch)
+        dead = getattr(pvalueish, "dead_letters", None)
+        return rows if dead is None else WithDeadLetters(rows, dead)
+
+
+def rows_within(rows: pa.RecordBatch, span: Span, event_time: str) -> Iterator[pa.RecordBatch]:
+    """The rows of the span, unless there are none."""
+    times = rows[event_time].view(pa.int64())
+    inside = pc.and_(pc.greater_equal(times, span.start), pc.less(times, span.stop))
+    kept = rows.filter(inside)
+    if kept.num_rows:
+        yield kept
+
+
+class OnlyComplete(beam.PTransform):
+    """Of a part's documents those that it is to write; counts the others by their verdict.
+
+    ``windows`` are those of the metrics, by name. Counters: ``documents_elsewhere``,
+    ``documents_cut``, ``documents_open``, and ``documents_complete``, those let through.
+    """
+
+    def __init__(self, part: Part, windows: Mapping[str, Window]) -> None:
+        super().__init__()
+        self._choose = _Choose(part, windows)
+
+    def expand(self, documents: Any) -> Any:
+        kept = main_of(documents) | "Choose" >> beam.ParDo(self._choose).with_output_types(Document)
+        dead = getattr(documents, "dead_letters", None)
+        return kept if dead is None else WithDeadLetters(kept, dead)
+
+
+class _Choose(beam.DoFn):
+    def __init__(self, part: Part, windows: Mapping[str, Window]) -> None:
+        self._part, self._windows = part, windows
+        self._counters: Mapping[str, Any] = {
+            "write": counter("documents_complete"),
+            **{v: counter(f"documents_{v}") for v in ("elsewhere", "cut", "open")},
+        }
+
+    def process(self, document: Document) -> Iterator[Document]:
+        verdict = self._part.verdict(document, self._windows[document.metric])
+        self._counters[verdict].inc()
+        if verdict == "write":
+            yield document
