@@ -125,15 +125,21 @@ class KafkaBroker(Server):
         ]
 
     def healthy(self) -> bool:
-        return answers(self._port)
+        lines = (self.data / "meta.properties").read_text().splitlines()
+        [cluster] = (line.partition("=")[2] for line in lines if line.startswith("cluster.id="))
+        return answers(self._port, cluster)
 
 
-def answers(port: int) -> bool:
-    """Whether a broker on this port answers a client."""
+def answers(port: int, cluster: str | None = None) -> bool:
+    """Whether a broker on this port answers a client, of this cluster's id if one is given.
+
+    Another's broker, which took the port at the same moment, is not ours.
+    """
     client = AdminClient(
         {"bootstrap.servers": f"{HOST}:{port}", "socket.timeout.ms": 1000, "log_level": 0}
     )
     try:
-        return bool(client.list_topics(timeout=1.0).brokers)
+        found = client.list_topics(timeout=1.0)
+        return bool(found.brokers) and cluster in (None, found.cluster_id)
     except KafkaException:
         return False

@@ -13,6 +13,7 @@ import pytest
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 from velocity.runners.embedded import PARTITION_BYTES, DirectoryService, EmbeddedKafka
+from velocity.runners.stack_kafka import answers
 
 pytestmark = pytest.mark.embedded
 
@@ -216,3 +217,10 @@ def test_a_client_that_hangs_up_disturbs_nobody(
     with closing(connection(service)) as client:
         assert get(client, "/providers?ids=a")[0] == 200
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_broker_of_another_cluster_is_not_taken_for_the_stacks_own() -> None:
+    with EmbeddedKafka() as kafka:
+        port = int(kafka.bootstrap_servers.partition(":")[2])
+        assert answers(port)
+        assert not answers(port, "another")
