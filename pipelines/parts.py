@@ -27,6 +27,7 @@ from velocity.transforms.enrich import Enrich, Enrichment
 from velocity.transforms.fields import Field
 from velocity.transforms.metrics import WindowedMetrics
 from velocity.transforms.partials import Metric
+from velocity.transforms.sns import SnsEnvelope
 from velocity.transforms.windows import Fixed, Session, Sliding
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "RestLookup",
     "Session",
     "Sliding",
+    "SnsEnvelope",
     "Template",
     "Where",
     "WindowedMetrics",

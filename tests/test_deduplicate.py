@@ -4,6 +4,8 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
@@ -17,6 +19,7 @@ from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from velocity.io.copies import ATTEMPT
 from velocity.io.records import (
@@ -27,6 +30,17 @@ from velocity.io.records import (
     WithDeadLetters,
     messages,
 )
+from velocity.io.sqlite import read_documents
+from velocity.pipelines.directory import directory
+from velocity.pipelines.graph import Graph
+from velocity.pipelines.jobfile import parse
+from velocity.pipelines.produce import produce
+from velocity.pipelines.recompute import differences
+from velocity.pipelines.simulator import Kind, Scenario, simulate
+from velocity.runners.demo import JOB, expected
+from velocity.runners.embedded import DirectoryService, EmbeddedKafka
+from velocity.runners.options import options_for
+from velocity.runners.run import redirect, run
 from velocity.transforms.deduplicate import _MEMORIES, Deduplicate, _KeepFirst, _Shard
 
 HORIZON = 60_000
@@ -164,6 +178,36 @@ def test_arguments_of_no_sense_are_refused(wrong: dict[str, Any]) -> None:
     arguments: dict[str, Any] = {"horizon": timedelta(hours=1), **wrong}
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Deduplicate("id", event_time="at", **arguments)
+
+
+@pytest.mark.embedded
+def test_a_job_counts_each_event_once_as_the_recomputation_does(tmp_path: Path) -> None:
+    """In a topic where one of five came twice; copies lie in the partition of their original."""
+    scenario = Scenario(seed=3, events=4_000, domains=("pharmacy_delivery",), duplicate_share=0.2)
+    text = JOB.read_text()
+    assert text.count("event_time: event_time") == 1
+    once = "deduplicate: {by: event_id, horizon: 2m}\n  event_time: event_time"
+    twice, job = (
+        parse(t.encode(), "job.yaml").job
+        for t in (text, text.replace("event_time: event_time", once))
+    )
+    known, store = directory(3), tmp_path / "documents.db"
+    with EmbeddedKafka() as kafka, DirectoryService(known.tables()) as service:
+        produce(scenario, kafka.bootstrap_servers)
+        environment = {
+            "KAFKA": kafka.bootstrap_servers,
+            "PROVIDERS": service.url,
+            "PATIENTS": service.url,
+        }
+        redirected = redirect(job, sqlite=store, dead_letters=tmp_path / "dead")
+        graph = Graph(redirected, environment)
+        counters = run(graph, options_for("direct", []), "latest", Console(file=StringIO()))
+    sent = list(simulate(scenario))
+    found = read_documents(str(store))
+    assert list(differences(expected(job, sent, known), found)) == []
+    assert list(differences(expected(twice, sent, known), found)) != []
+    copies = sum(message.kind is Kind.DUPLICATE for message in sent)
+    assert counters["duplicates_dropped"] == copies > 500
 
 
 # -- Shards ---------------------------------------------------------------------------------------
