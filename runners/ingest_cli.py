@@ -1,0 +1,168 @@
+"""The commands of ``velocity ingest``: events of Amazon SNS into Kafka, pushed or from a queue."""
+
+import signal
+import ssl
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from velocity.io.kafka_config import KafkaConfig
+from velocity.io.sns import Routes, routes_of
+from velocity.io.sns_delivery import Delivery
+
+EXIT_CODES: Final = "Exit codes: 0 told to stop (SIGTERM, Ctrl-C) · 1 failed · 2 wrong usage"
+
+ingest_app = typer.Typer(
+    name="ingest",
+    help="Events of Amazon SNS into Kafka: docs/ingest.md.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+)
+
+Servers = Annotated[str, typer.Option(metavar="HOST:PORT", help="The Kafka to write to.")]
+RouteOption = Annotated[
+    list[str],
+    typer.Option(metavar="ARN=TOPIC", help="An SNS topic and its Kafka topic; may be repeated."),
+]
+Key = Annotated[
+    str | None,
+    typer.Option(metavar="PATH", help="Of the message's key in its JSON: order.id."),
+]
+Options = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--kafka-option", metavar="NAME=VALUE", help="One of librdkafka's; may be repeated."
+    ),
+]
+
+
+@ingest_app.command(
+    epilog="Example: velocity ingest sns --listen 0.0.0.0:8443 --tls-certificate cert.pem"
+    " --tls-key key.pem --bootstrap-servers kafka:9092 --key transaction_id"
+    f" --route arn:aws:sns:ap-southeast-1:123456789012:orders=pharmacy.events. {EXIT_CODES}"
+)
+def sns(
+    route: RouteOption,
+    bootstrap_servers: Servers = "127.0.0.1:9092",
+    listen: Annotated[str, typer.Option(metavar="HOST:PORT")] = "127.0.0.1:8080",
+    key: Key = None,
+    kafka_option: Options = None,
+    tls_certificate: Annotated[
+        Path | None, typer.Option(help="PEM; without, something before it must do HTTPS.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM, of --tls-certificate.")] = None,
+    signing_certificates: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="SNS's own certificates, by their names, where AWS is out of reach."
+        ),
+    ] = None,
+) -> None:
+    """Serve an HTTPS endpoint that SNS topics push to.
+
+    Subscriptions of the topics in the table are confirmed, signatures verified. A notification is
+    answered 200 once Kafka has acknowledged it. `GET /health` shows counts.
+    """
+    from velocity.io.sns_http import SnsServer, Subscriber
+    from velocity.io.sns_signature import Verifier
+
+    host, _, port = listen.rpartition(":")
+    if not (host and port.isascii() and port.isdigit() and int(port) < 65536):
+        raise typer.BadParameter("HOST:PORT is wanted", param_hint="--listen")
+    if (tls_certificate is None) != (tls_key is None):
+        raise typer.BadParameter("--tls-certificate and --tls-key go together")
+    tls = None
+    if tls_certificate is not None:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(tls_certificate, tls_key)
+    subscriber = Subscriber(
+        _routes(route, key),
+        _delivery(bootstrap_servers, kafka_option),
+        Verifier(folder=signing_certificates),
+    )
+    with SnsServer((host, int(port)), subscriber, tls) as server, _counted(subscriber.counts):
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1})
+        thread.start()
+        scheme = "https" if tls else "http"
+        print(f"listening on {scheme}://{host}:{server.server_address[1]}", flush=True)
+        try:
+            _until_told().wait()
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@ingest_app.command(
+    epilog="Example: velocity ingest sqs --queue https://sqs.ap-southeast-1.amazonaws.com/123/orders"
+    " --bootstrap-servers kafka:9092 --route"
+    f" arn:aws:sns:ap-southeast-1:123456789012:orders=pharmacy.events. {EXIT_CODES}"
+)
+def sqs(
+    queue: Annotated[str, typer.Option(metavar="URL", help="The queue to empty.")],
+    route: RouteOption,
+    bootstrap_servers: Servers = "127.0.0.1:9092",
+    key: Key = None,
+    kafka_option: Options = None,
+    threads: Annotated[int, typer.Option(min=1, max=64, help="That poll the queue.")] = 4,
+) -> None:
+    """Move messages of an SQS queue, which subscribes to SNS topics, to Kafka.
+
+    Each is deleted once Kafka has acknowledged it. AWS is reached as boto3 is configured (region,
+    credentials, `AWS_ENDPOINT_URL`).
+    """
+    import boto3
+
+    from velocity.io.sqs import SqsConsumer
+
+    routes, delivery = _routes(route, key), _delivery(bootstrap_servers, kafka_option)
+    consumer = SqsConsumer(boto3.client("sqs"), queue, routes, delivery)
+    stop = _until_told()
+    with _counted(consumer.counts), ThreadPoolExecutor(threads, "poller") as pool:
+        pollers = [pool.submit(consumer.run, stop) for _ in range(threads)]
+        for poller in pollers:
+            poller.add_done_callback(lambda _: stop.set())  # one that fails ends all
+        print(f"emptying {queue}", flush=True)
+        for poller in pollers:
+            poller.result()
+
+
+def _routes(pairs: list[str], key: str | None) -> Routes:
+    try:
+        return routes_of(pairs, key)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--route") from error
+
+
+def _delivery(servers: str, pairs: list[str] | None) -> Delivery:
+    options: dict[str, Any] = {}
+    for pair in pairs or ():
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"NAME=VALUE is wanted: {name}", param_hint="--kafka-option")
+        options[name] = value
+    return Delivery(KafkaConfig(servers, options), timedelta(seconds=10))
+
+
+def _until_told() -> threading.Event:
+    """Is set by SIGTERM and Ctrl-C: what is at work is finished, and no more begun."""
+    told = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: told.set())
+    return told
+
+
+@contextmanager
+def _counted(counts: Counter[str]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        told = ", ".join(f"{n:,} {what}" for what, n in sorted(counts.items()))
+        print(told or "nothing came", file=sys.stderr)
