@@ -1,7 +1,9 @@
 """Writes a simulated scenario to a Kafka broker."""
 
+import multiprocessing
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -83,6 +85,29 @@ def produce(
     if left := producer.flush(timeout + 5):
         raise DeliveryError(f"{left} messages unacknowledged after {timeout + 5:g} s")
     return Produced(delivered, interrupted)
+
+
+def produce_by(
+    processes: int,
+    scenario: Scenario,
+    bootstrap_servers: str,
+    *,
+    rate: float | None = None,
+) -> Produced:
+    """As ``produce``, by several processes at once: each sends a part of the scenario.
+
+    What they send is ``scenario.divided(processes)``, the same whenever it is sent. Ctrl-C reaches
+    all of them, as they are of one terminal.
+    """
+    share = rate and rate / processes
+    context = multiprocessing.get_context("spawn")  # librdkafka does not survive a fork
+    with ProcessPoolExecutor(processes, context) as pool:
+        parts = [
+            pool.submit(produce, part, bootstrap_servers, rate=share)
+            for part in scenario.divided(processes)
+        ]
+        done = [part.result() for part in parts]
+    return Produced(sum(p.messages for p in done), any(p.interrupted for p in done))
 
 
 def _send(producer: Producer, topic: str, message: SimulatedMessage) -> None:

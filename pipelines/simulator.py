@@ -3,7 +3,7 @@
 import random
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from itertools import count, islice
@@ -11,7 +11,9 @@ from operator import itemgetter
 from typing import Final, NamedTuple
 
 from velocity.io.records import Cause
+from velocity.pipelines.disturbances import Outage, Peak, published
 from velocity.pipelines.domains import DOMAIN_OF, DOMAINS
+from velocity.pipelines.notifications import notification
 from velocity.pipelines.payloads import payload
 from velocity.pipelines.samples import SAMPLES, lognormal
 from velocity.pipelines.transactions import World
@@ -54,7 +56,8 @@ class Scenario:
     ``events`` counts messages of every kind. ``rate`` is the mean over a day in events per second
     of event time: at 07:00 in Jakarta, the default start, it is about that, at 03:00 a fifth.
     The shares of late, malformed and duplicated events exclude one another. ``unknown_share`` of
-    provider ids and of patient ids are unknown to the directory of the seed.
+    provider ids and of patient ids are unknown to the directory of the seed. With ``sns`` each
+    event comes in the envelope of SNS. ``part`` tells those of a divided scenario apart.
 
     >>> Scenario(rate=0)
     Traceback (most recent call last):
@@ -72,6 +75,21 @@ class Scenario:
     malformed_share: float = 0.001
     unknown_share: float = 0.001
     domains: tuple[str, ...] = tuple(DOMAINS)
+    peaks: tuple[Peak, ...] = ()
+    outages: tuple[Outage, ...] = ()
+    sns: bool = False
+    part: int = 0
+
+    def divided(self, n: int) -> "list[Scenario]":
+        """As n scenarios that together are as much, for as many processes; each has other events.
+
+        >>> [part.events for part in Scenario(events=5).divided(2)]
+        [3, 2]
+        """
+        return [
+            replace(self, events=len(range(i, self.events, n)), rate=self.rate / n, part=i)
+            for i in range(n)
+        ]
 
     def __post_init__(self) -> None:
         if self.events < 0:
@@ -92,6 +110,8 @@ class Scenario:
         unknown = [name for name in self.domains if name not in DOMAINS]
         if unknown or not self.domains:
             raise ValueError(f"domains must be some of {', '.join(DOMAINS)}, not {self.domains}")
+        if down := [outage.domain for outage in self.outages if outage.domain not in DOMAINS]:
+            raise ValueError(f"outages must be of some of {', '.join(DOMAINS)}, not of {down[0]}")
 
 
 def simulate(scenario: Scenario) -> Iterator[SimulatedMessage]:
@@ -113,13 +133,15 @@ def _messages(scenario: Scenario) -> Iterator[SimulatedMessage]:
     # has the same events as the one without.
     world = World(
         seed=scenario.seed,
+        part=scenario.part,
         start=scenario.start,
         rate=scenario.rate,
         events=scenario.events,
         domains=scenario.domains,
         unknown_share=scenario.unknown_share,
+        peaks=scenario.peaks,
     )
-    wire = random.Random(f"wire {scenario.seed}")
+    wire = random.Random(f"wire {scenario.seed}{f' {scenario.part}' if scenario.part else ''}")
     draw, ids = wire.random, world.rng.getrandbits
     late = scenario.late_share
     malformed = late + scenario.malformed_share
@@ -130,7 +152,9 @@ def _messages(scenario: Scenario) -> Iterator[SimulatedMessage]:
     published_at = itemgetter(SimulatedMessage._fields.index("timestamp_ms"))
     for second in count(world.start // 1000):
         for transaction, step in world.happening(second):
-            topic = DOMAIN_OF[transaction.path.events[step]].topic
+            event_type = transaction.path.events[step]
+            domain = DOMAIN_OF[event_type]
+            topic = domain.topic
             time = transaction.times[step]
             i = f"{ids(128):032x}"
             event_id = f"{i[:8]}-{i[8:12]}-4{i[13:16]}-a{i[17:20]}-{i[20:]}"
@@ -143,11 +167,19 @@ def _messages(scenario: Scenario) -> Iterator[SimulatedMessage]:
                 elif fate < malformed:
                     kind = Kind.MALFORMED
                     value, cause = malform(value, wire)
-                else:
-                    again = sent + 50 + int(draw() * 2000)
-                    outbox[again // 1000].append(
-                        SimulatedMessage(topic, transaction.key, value, again, Kind.DUPLICATE, None)
-                    )
+            if scenario.outages:
+                held = published(scenario.outages, world.start, domain.name, sent)
+                if held - time >= least and kind is Kind.NORMAL:
+                    kind = Kind.LATE
+                sent = held
+            # SNS takes neither what is empty nor what is no text.
+            if scenario.sns and cause not in (Cause.EMPTY, Cause.NOT_UTF8):
+                value = notification(topic, value.decode(), event_id, sent, event_type)
+            if malformed <= fate < duplicate:
+                again = sent + 50 + int(draw() * 2000)
+                outbox[again // 1000].append(
+                    SimulatedMessage(topic, transaction.key, value, again, Kind.DUPLICATE, None)
+                )
             outbox[sent // 1000].append(
                 SimulatedMessage(topic, transaction.key, value, sent, kind, cause)
             )

@@ -9,6 +9,7 @@ from itertools import accumulate
 from typing import Final, NamedTuple
 
 from velocity.pipelines.directory import CITIES, KINDS, Provider, directory
+from velocity.pipelines.disturbances import Peak, surge
 from velocity.pipelines.domains import DOMAIN_OF, DOMAINS, LIFE_CYCLES, SPECIALTIES
 from velocity.pipelines.samples import SAMPLES, lognormal, spread
 
@@ -89,8 +90,10 @@ class World:
         events: int,
         domains: Sequence[str],
         unknown_share: float,
+        peaks: Sequence[Peak] = (),
+        part: int = 0,
     ) -> None:
-        self.rng = random.Random(f"world {seed}")
+        self.rng = random.Random(f"world {seed}{f' {part}' if part else ''}")
         self.start = round(start.timestamp() * 1000)
         """Epoch milliseconds; nothing happens before it."""
         self._paths = _paths(domains, rate)
@@ -101,6 +104,7 @@ class World:
         insured = [(p.id, p.city) for p in known.patients.values() if p.insured]
         self._patients = (everyone, insured)
         self._unknown = unknown_share
+        self._peaks = peaks
         self._providers = {
             (kind, city): _zipf(known.providers.values(), kind, city)
             for kind in KINDS
@@ -111,7 +115,7 @@ class World:
     def happening(self, second: int) -> list[tuple[Transaction, int]]:
         """Transactions, each with the step that happens in that second of the epoch."""
         rng, total = self.rng, self._cumulative[-1]
-        busy = _busy(second)
+        busy = _busy(second) * surge(self._peaks, self.start, second)
         time = rng.expovariate(total * busy)
         while time < 1:
             begin = int((second + time) * 1000)

@@ -28,6 +28,7 @@ from velocity.runners.archive_cli import archive_app
 from velocity.runners.dead_letters_cli import dead_letters_app
 from velocity.runners.elastic_cli import add_elastic_commands
 from velocity.runners.flink import FlinkOptions
+from velocity.runners.ingest_cli import ingest_app
 from velocity.runners.jobs_cli import add_jobs_commands
 from velocity.runners.replay_cli import add_replay_command
 from velocity.runners.stack_cli import stack_app
@@ -79,6 +80,7 @@ app = typer.Typer(
 app.add_typer(stack_app, name="stack")
 app.add_typer(dead_letters_app, name="dead-letters")
 app.add_typer(archive_app, name="archive")
+app.add_typer(ingest_app, name="ingest")
 add_jobs_commands(app)
 add_replay_command(app)
 add_elastic_commands(app)
@@ -237,6 +239,30 @@ def simulate(
     domain: Annotated[
         list[str] | None, typer.Option(help="Of the four; may be repeated.", show_default="all")
     ] = None,
+    peak: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="AFTER/LENGTH[/FACTOR]",
+            help="A promotion: ten times as busy, or as FACTOR says; may be repeated.",
+        ),
+    ] = None,
+    outage: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DOMAIN/AFTER/LENGTH",
+            help="A service that publishes nothing, then all at once; may be repeated.",
+        ),
+    ] = None,
+    sns: Annotated[bool, typer.Option("--sns", help="In the envelope of SNS.")] = False,
+    processes: Annotated[
+        int, typer.Option(min=1, max=64, help="That send a part of the events each.")
+    ] = 1,
+    expected: Annotated[
+        Path | None, typer.Option(help="Write the documents that --job must have, as JSON lines.")
+    ] = None,
+    job: Annotated[
+        Path | None, typer.Option(metavar="JOB", help="The job that --expected is for.")
+    ] = None,
 ) -> None:
     """Write simulated events to Kafka: four domains of a health service, with their faults.
 
@@ -244,8 +270,12 @@ def simulate(
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from velocity.pipelines.produce import produce
+    from velocity.pipelines.disturbances import outage_of, peak_of
+    from velocity.pipelines.produce import produce, produce_by
     from velocity.pipelines.simulator import Scenario
+
+    if (expected is None) != (job is None):
+        raise typer.BadParameter("--expected and --job go together")
 
     if rate is not None and not rate > 0:
         raise typer.BadParameter("a number above 0 is wanted", param_hint="--rate")
@@ -260,6 +290,9 @@ def simulate(
             late_share=late_share,
             duplicate_share=duplicate_share,
             malformed_share=malformed_share,
+            peaks=tuple(map(peak_of, peak or ())),
+            outages=tuple(map(outage_of, outage or ())),
+            sns=sns,
             **chosen,
         )
     except ValueError as error:
@@ -267,19 +300,29 @@ def simulate(
     console = Console(stderr=True)
     began = time.monotonic()
     columns = (TextColumn("sending"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("sending", total=events)
-        produced = _injected(ctx, "produce", produce)(
-            scenario,
-            bootstrap_servers,
-            rate=rate,
-            progress=lambda sent: progress.update(task, completed=sent),
+    if processes > 1:
+        produced = _injected(ctx, "produce_by", produce_by)(
+            processes, scenario, bootstrap_servers, rate=rate
         )
+    else:
+        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+            task = progress.add_task("sending", total=events)
+            produced = _injected(ctx, "produce", produce)(
+                scenario,
+                bootstrap_servers,
+                rate=rate,
+                progress=lambda sent: progress.update(task, completed=sent),
+            )
     seconds = time.monotonic() - began
     ended = "interrupted; " if produced.interrupted else ""
     print(f"{ended}{produced.messages:,} messages sent to {bootstrap_servers} in {seconds:.1f} s")
     if produced.interrupted:
         raise typer.Exit(130)
+    if expected is not None and job is not None:
+        from velocity.runners.demo import write_expected
+
+        count = write_expected(expected, jobfile.load(job), scenario.divided(processes))
+        print(f"{count:,} documents expected of {job}: {expected}")
 
 
 def _injected(ctx: typer.Context, name: str, usual: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,10 +1,12 @@
 """The demo: simulated events through jobs to documents, each checked by recomputation."""
 
+import json
 import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,17 +39,17 @@ def demo(
     seed: int,
     folder: Path,
     path: Path = JOB,
-    rate: float = 100.0,
     console: Console | None = None,
+    **more: Any,
 ) -> int:
     """Runs a job over simulated events; its documents and dead letters stay in ``folder``.
 
-    ``rate`` is the events per second of event time. The exit code is 0 if every document equals
-    the recomputation over all events and every malformed message is a dead letter of the right
-    cause, and 1, naming the differences, if not.
+    ``more`` is the rest of the ``Scenario``. The exit code is 0 if every document equals the
+    recomputation over all events and every malformed message is a dead letter of the right cause,
+    and 1, naming the differences, if not.
     """
     console = console or Console()
-    scenario = Scenario(seed=seed, events=events, rate=rate)
+    scenario = Scenario(seed=seed, events=events, **more)
     known = directory(seed)
     shutil.rmtree(folder, ignore_errors=True)
     store, dead = folder / "documents.db", folder / "dead-letters"
@@ -166,6 +168,24 @@ def expected(
     """The documents of a job over its messages, by recomputation."""
     read = (Message(m.value, m.timestamp_ms) for m in messages)
     return recompute(job, read, services(job, known))
+
+
+def write_expected(path: Path, job: Job, scenarios: Sequence[Scenario]) -> int:
+    """Writes the documents of a job over scenarios, as JSON lines by id; returns how many.
+
+    A value that may be a sketch's estimate has its ``tolerance`` beside it.
+    """
+    topics = set(job.source.kafka.topics)
+    messages = (m for scenario in scenarios for m in simulate(scenario) if m.topic in topics)
+    documents = expected(job, messages, directory(scenarios[0].seed))
+    with path.open("w", encoding="utf-8") as file:
+        for id_, document in sorted(documents.items()):
+            body = {"id": id_, **asdict(document)}
+            values = {name: value["value"] for name, value in body["values"].items()}
+            near = {n: v["tolerance"] for n, v in body["values"].items() if v["tolerance"]}
+            body |= {"values": values} | ({"tolerance": near} if near else {})
+            file.write(json.dumps(body, ensure_ascii=False) + "\n")
+    return len(documents)
 
 
 def compare(

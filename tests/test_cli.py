@@ -361,3 +361,26 @@ def test_the_demo_replaces_no_folder_but_its_own(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").touch()
     assert velocity("demo", "--folder", tmp_path, demo=demo).exit_code == 2
     assert len(demo.called) == 1
+
+
+def test_simulate_writes_the_documents_that_a_job_must_have(tmp_path: Path) -> None:
+    wanted = tmp_path / "expected.jsonl"
+    job = "pipelines/pharmacy_delivery.yaml"
+    sent = Produced(300, False)
+    result = CliRunner().invoke(
+        app,
+        ["simulate", "--events", "300", "--expected", str(wanted), "--job", job],
+        obj={"produce": lambda *given, **options: sent},
+    )
+    assert result.exit_code == 0, result.output
+    documents = [json.loads(line) for line in wanted.read_text("utf-8").splitlines()]
+    assert f"{len(documents)} documents expected" in result.output
+    metrics = {document["metric"] for document in documents}
+    assert {"orders_by_city", "daily_revenue"} <= metrics
+    assert all(document["events"] >= 1 and document["id"] for document in documents)
+
+
+def test_expected_documents_are_those_of_a_job_that_is_named(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["simulate", "--expected", str(tmp_path / "x")])
+    assert result.exit_code == 2
+    assert "--expected and --job go together" in result.output

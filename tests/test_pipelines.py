@@ -1,12 +1,14 @@
 """Laws of the jobs in ``pipelines/``: each is right, says why, and gives what a plain loop gives."""
 
 import io
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from velocity.pipelines import jobfile
+from velocity.pipelines.disturbances import Outage, Peak
 from velocity.pipelines.domains import COMMON, DOMAINS
 from velocity.runners.demo import demo
 
@@ -49,6 +51,26 @@ def test_windows_and_lateness_are_given_a_reason(path: Path) -> None:
     for line in lines:
         if line.startswith("window:"):
             assert "  # " in line, line
+
+
+@pytest.mark.embedded
+def test_envelopes_of_sns_a_peak_and_an_outage_change_no_document(tmp_path: Path) -> None:
+    text = (FOLDER / "pharmacy_delivery.yaml").read_text("utf-8")
+    job = tmp_path / "pharmacy_delivery.yaml"
+    job.write_text(text.replace("format: json", "format: sns"))
+    out, hour = io.StringIO(), timedelta(hours=1)
+    code = demo(
+        events=4_000,
+        seed=3,
+        folder=tmp_path / "demo",
+        path=job,
+        console=Console(file=out, width=200),
+        rate=0.35,
+        sns=True,
+        peaks=(Peak(hour, hour / 4),),
+        outages=(Outage("pharmacy_delivery", hour / 2, hour),),
+    )
+    assert code == 0, out.getvalue()
 
 
 @each_job()

@@ -5,6 +5,7 @@ import signal
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -16,9 +17,10 @@ from hypothesis import strategies as st
 
 from velocity.io.records import Cause, rfc3339
 from velocity.pipelines.directory import directory
+from velocity.pipelines.disturbances import Outage, Peak, outage_of, peak_of
 from velocity.pipelines.domains import DOMAIN_OF, DOMAINS, LIFE_CYCLES, fields_of
 from velocity.pipelines.payloads import stamp
-from velocity.pipelines.produce import DeliveryError, Produced, produce
+from velocity.pipelines.produce import DeliveryError, Produced, produce, produce_by
 from velocity.pipelines.simulator import Kind, Scenario, SimulatedMessage, simulate
 from velocity.runners.embedded import EmbeddedKafka
 
@@ -412,3 +414,80 @@ def test_a_broker_that_does_not_answer_is_an_error() -> None:
 def test_a_rate_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="rate"):
         produce(Scenario(), "127.0.0.1:1", rate=0)
+
+
+def test_a_peak_is_ten_times_as_busy_and_then_over() -> None:
+    peak = Peak(timedelta(minutes=20), timedelta(minutes=10))
+    scenario = Scenario(seed=2, events=20_000, rate=5, peaks=(peak,))
+    begin = epoch_ms("2026-01-05T00:00:00.000Z")
+    first = Counter(
+        (epoch_ms(event["event_time"]) - begin) // 600_000
+        for m in simulate(scenario)
+        if m.kind is Kind.NORMAL
+        for event in [json.loads(m.value)]
+        if event["event_type"] == "consultation.requested"
+    )
+    assert first[2] > 7 * first[1]
+    assert first[3] < 2 * first[1]
+
+
+def test_an_outage_holds_a_service_back_and_changes_no_event() -> None:
+    down = Outage("insurance", timedelta(minutes=5), timedelta(minutes=10))
+    clean = Scenario(events=6_000, rate=3, malformed_share=0, duplicate_share=0)
+    usual = list(simulate(clean))
+    held = list(simulate(replace(clean, outages=(down,))))
+    begin = epoch_ms("2026-01-05T00:05:00.000Z")
+    end = begin + 600_000
+    claims = [m for m in held if m.topic == "insurance.events"]
+    assert not [m for m in claims if begin <= m.timestamp_ms < end]
+    flushed = [m for m in claims if end <= m.timestamp_ms < end + 30_000]
+    assert sum(m.kind is Kind.LATE for m in flushed) > 20
+    last = max(m.timestamp_ms for m in usual) - 1000
+    assert {m.value for m in held if m.timestamp_ms < last} == {
+        m.value for m in usual if m.timestamp_ms < last
+    }
+
+
+def test_an_envelope_holds_the_event_as_it_would_be_without() -> None:
+    bare = Scenario(events=2_000, malformed_share=0.05)
+    for one, other in zip(simulate(bare), simulate(replace(bare, sns=True)), strict=True):
+        assert (one.topic, one.key, one.timestamp_ms, one.cause) == (
+            other.topic, other.key, other.timestamp_ms, other.cause,
+        )  # fmt: skip
+        if one.cause in (Cause.EMPTY, Cause.NOT_UTF8):
+            assert other.value == one.value
+        else:
+            envelope = json.loads(other.value)
+            assert envelope["Message"].encode() == one.value
+            assert envelope["TopicArn"].endswith(f":{one.topic.replace('.', '-')}")
+
+
+def test_the_parts_of_a_scenario_have_events_of_their_own_and_are_as_many() -> None:
+    parts = [list(simulate(part)) for part in Scenario(events=1_001, late_share=0).divided(3)]
+    assert [len(part) for part in parts] == [334, 334, 333]
+    values = [m.value for part in parts for m in part if m.kind is Kind.NORMAL]
+    assert len(set(values)) == len(values)
+    assert Scenario().divided(1) == [Scenario()]
+
+
+@pytest.mark.embedded
+def test_several_processes_send_what_their_parts_are() -> None:
+    scenario = Scenario(events=3_000)
+    topics = dict.fromkeys((domain.topic for domain in DOMAINS.values()), 2)
+    with EmbeddedKafka(topics) as kafka:
+        assert produce_by(2, scenario, kafka.bootstrap_servers) == Produced(3_000, False)
+        found = consumed(kafka.bootstrap_servers, topics)
+    wanted = [m.value for part in scenario.divided(2) for m in simulate(part)]
+    assert sorted(message.value() or b"" for message in found) == sorted(wanted)
+
+
+@pytest.mark.parametrize("text", ["1h", "1h/10m/0", "1h/10m/5/1", "x/10m"])
+def test_a_peak_that_makes_no_sense_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"peak|duration"):
+        peak_of(text)
+
+
+@pytest.mark.parametrize("text", ["insurance/1h", "insurance/1h/0s"])
+def test_an_outage_that_makes_no_sense_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="outage"):
+        outage_of(text)
