@@ -1,9 +1,8 @@
 """Answers that are remembered: a bound on their number, and times after which they are old."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +38,6 @@ class Entry(NamedTuple):
     until: float
 
 
-_kept: Final[Callable[[Any], Any]] = itemgetter(0)
-_until: Final[Callable[[Any], float]] = itemgetter(1)
-
-
 class Remembered:
     """Entries by key, ``size`` at most: those not used for long go first. Not safe for threads.
 
@@ -63,10 +58,10 @@ class Remembered:
     def __init__(self, size: int) -> None:
         self._half = max(1, size // 2)
         self._keep_old = size > 1
-        self._young: dict[str, Entry] = {}
-        self.young_are_tuples = True
-        """Whether all that is kept in the young generation is tuples."""
-        self._old: dict[str, Entry] = {}
+        # Of a tuple that is kept: until when, and then its items. Of all else an Entry.
+        self._young: dict[str, tuple[Any, ...]] = {}
+        self._old: dict[str, tuple[Any, ...]] = {}
+        self._young_are_tuples = True
 
     def __len__(self) -> int:
         return len(self._young) + len(self._old)
@@ -77,26 +72,40 @@ class Remembered:
 
     def get(self, key: str) -> Entry | None:
         entry = self._young.get(key)
-        if entry is None and (entry := self._old.pop(key, None)) is not None:
-            self.put(key, entry)
-        return entry
+        if entry is None:
+            entry = self._old.pop(key, None)
+            if entry is None:
+                return None
+            self._put(key, entry)
+        return entry if isinstance(entry, Entry) else Entry(entry[1:], entry[0])
 
     def put(self, key: str, entry: Entry) -> None:
         self._old.pop(key, None)
+        self._put(key, (entry.until, *entry.kept) if type(entry.kept) is tuple else entry)
+
+    def _put(self, key: str, entry: tuple[Any, ...]) -> None:
         if len(self._young) >= self._half and key not in self._young:
             self._old = self._young if self._keep_old else {}
             self._young = {}
-            self.young_are_tuples = True
+            self._young_are_tuples = True
         self._young[key] = entry
-        if type(entry.kept) is not tuple:
-            self.young_are_tuples = False
+        if isinstance(entry, Entry):
+            self._young_are_tuples = False
 
-    def all_fresh(self, keys: Sequence[str], now: float) -> list[Any] | None:
-        """What is kept of the keys if each has a fresh entry in the young generation, else None."""
+    def columns(self, keys: Sequence[str], now: float) -> Sequence[Sequence[Any]] | None:
+        """The columns of what is kept of the keys, if of each a tuple that is fresh and was used.
+
+        >>> remembered = Remembered(9)
+        >>> remembered.put("a", Entry((1, "x"), 60.0))
+        >>> remembered.put("b", Entry((2, "y"), 60.0))
+        >>> remembered.columns(["b", "a"], 0.0), remembered.columns(["a", "c"], 0.0)
+        ([(2, 1), ('y', 'x')], None)
+        """
+        if not (keys and self._young_are_tuples):
+            return None
         entries: list[Any] = list(map(self._young.get, keys))
         try:
-            if min(map(_until, entries), default=now + 1) <= now:
-                return None
+            until, *columns = zip(*entries, strict=True)
         except TypeError:  # one is None: to look for it first would cost more than this
             return None
-        return list(map(_kept, entries))
+        return columns if min(until) > now else None

@@ -89,15 +89,10 @@ class SharedLookup:
         """As ``velocity.io.lookup.Lookup.begin``, what is kept being settled."""
         now = self._clock()
         with self._lock:
-            values = self._remembered.all_fresh(keys, now)
-            are_tuples = self._remembered.young_are_tuples
-        if values is not None and not self._behind:
-            hits = Answers(
-                values,
-                {"cache_hits": len(keys)},
-                states=self._source.states(),
-                all_kept=are_tuples,
-            )
+            columns = self._remembered.columns(keys, now)
+        if columns is not None and not self._behind:
+            counts = {"cache_hits": len(keys)}
+            hits = Answers((), counts, states=self._source.states(), columns=columns)
             return lambda: hits
         return self._begin(keys, now)
 

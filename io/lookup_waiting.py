@@ -54,9 +54,7 @@ class Waiting:
 
         def answers() -> Answers:
             found = begun()
-            if found.all_kept or not _failing(found.values):
-                return found
-            return self._again(keys, keep, found)
+            return self._again(keys, keep, found) if _failing(found.values) else found
 
         return answers
 
@@ -77,7 +75,7 @@ class Waiting:
                 raise ServiceUnavailable(self.name, len(failing), now - began, error)
             again = self.lookup.begin([keys[i] for i in failing], keep)()
             counter("enrich_wait_ms").inc(round(1000 * (self.clock() - now)))
-            for i, value in zip(failing, again.values, strict=True):
+            for i, value in zip(failing, again.in_rows(), strict=True):
                 values[i] = value
             for name, count in again.counts.items():
                 counts[name] = counts.get(name, 0) + count

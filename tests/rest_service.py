@@ -171,7 +171,7 @@ class Client(SharedLookup):
 
 
 def by_key(keys: Sequence[str], answers: Any) -> Answers:
-    values = dict(zip(keys, answers.values, strict=True))
+    values = dict(zip(keys, answers.in_rows(), strict=True))
     failed = {key: value for key, value in values.items() if isinstance(value, Failed)}
     missing = {key for key, value in values.items() if value is MISSING}
     found = {k: value for k, value in values.items() if k not in failed and k not in missing}

@@ -1,16 +1,20 @@
 """Sensitive fields leave no trace: not in rows, not in dead letters, not in documents."""
 
+import io
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from velocity.io.copies import MASKED
 from velocity.io.dead_letter_store import _from_row, letter_of
+from velocity.io.dead_letters import read_dead_letters
 from velocity.io.dead_letters_kafka import kafka_records
 from velocity.io.records import (
     DEAD_LETTERS,
@@ -21,6 +25,17 @@ from velocity.io.records import (
     Stage,
     dead_letters,
 )
+from velocity.io.sqlite import read_documents
+from velocity.pipelines.directory import directory
+from velocity.pipelines.graph import Graph
+from velocity.pipelines.jobfile import parse
+from velocity.pipelines.produce import produce
+from velocity.pipelines.recompute import Message, differences, recompute
+from velocity.pipelines.simulator import Scenario, simulate
+from velocity.runners.demo import JOB, services
+from velocity.runners.embedded import DirectoryService, EmbeddedKafka
+from velocity.runners.options import options_for
+from velocity.runners.run import redirect, run
 from velocity.transforms.sensitive import Sensitive
 
 SECRET = "a secret of the clinic"
@@ -137,3 +152,39 @@ def test_what_can_not_be_hashed_is_refused(fields: tuple[str, ...], says: str) -
 
 def test_a_secret_is_not_shown() -> None:
     assert SECRET not in repr(Sensitive(("patient_id",), SECRET))
+
+
+@pytest.mark.embedded
+def test_a_whole_run_keeps_no_patient_and_counts_them_all_the_same(tmp_path: Path) -> None:
+    text = JOB.read_text().replace("by: [age_group, payment_method]", "by: [age_group, patient_id]")
+    said = 'sensitive: {fields: [patient_id], hash_with: "${PII}"}\n\nderive:'
+    job = parse(text.replace("derive:", said, 1).encode(), "job").job
+    store, dead = tmp_path / "documents.db", tmp_path / "dead"
+    known, scenario = directory(7), Scenario(seed=7, events=3_000, domains=("pharmacy_delivery",))
+    with (
+        EmbeddedKafka({"pharmacy.events": 4}) as kafka,
+        DirectoryService(known.tables()) as service,
+    ):
+        produce(scenario, kafka.bootstrap_servers)
+        environment = {
+            "KAFKA": kafka.bootstrap_servers,
+            "PROVIDERS": service.url,
+            "PATIENTS": service.url,
+            "PII": SECRET,
+        }
+        graph = Graph(redirect(job, sqlite=store, dead_letters=dead), environment)
+        run(graph, options_for("direct", []), "latest", Console(file=io.StringIO()))
+    messages = [m for m in simulate(scenario) if m.topic == "pharmacy.events"]
+    wanted = recompute(
+        job,
+        (Message(m.value, m.timestamp_ms) for m in messages),
+        services(job, known),
+        secret=SECRET,
+    )
+    assert list(differences(wanted, read_documents(str(store)))) == []
+    assert any("patient_id" in document.dimensions for document in wanted.values())
+    assert all(patient.startswith("PAT-0") for patient in known.patients)
+    assert read_dead_letters(str(dead)).num_rows > 0
+    kept = [file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()]
+    letters = [repr(row).encode() for row in read_dead_letters(str(dead)).to_pylist()]
+    assert not any(b"PAT-0" in text for text in (*kept, *letters))

@@ -197,12 +197,11 @@ def enrich(
     problems: dict[int, tuple[Cause, str]] = {}
     for enrichment, indices, wait in begun:
         answers = wait()
-        values, failed = _values(answers, enrichment)
-        by_column = zip(*values, strict=True) if values else ((),) * len(enrichment.add)
+        by_column, failed = _columns(answers, enrichment)
         for what, column in zip(enrichment.add.values(), by_column, strict=True):
             columns.append(pa.array(column, what.arrow).take(indices))
         if failed:
-            is_failed = pa.array([i in failed for i in range(len(values))], pa.bool_())
+            is_failed = pa.array([i in failed for i in range(len(answers.values))], pa.bool_())
             its = is_failed.take(indices).fill_null(False)
             for row in pc.indices_nonzero(its).to_pylist():
                 problems.setdefault(row, failed[indices[row].as_py()])
@@ -230,16 +229,15 @@ def _keys(rows: pa.RecordBatch, columns: Sequence[str]) -> pa.DictionaryArray:
     return pc.dictionary_encode(one)
 
 
-def _values(
-    given: Answers, enrichment: Enrichment
-) -> tuple[Sequence[tuple[Any, ...]], dict[int, tuple[Cause, str]]]:
-    """For each key the values of the columns, and the keys, by index, whose rows fail."""
-    answers = given.values
-    if given.all_kept or set(map(type, answers)) <= {tuple}:
-        return answers, {}
+def _columns(
+    answers: Answers, enrichment: Enrichment
+) -> tuple[Sequence[Sequence[Any]], dict[int, tuple[Cause, str]]]:
+    """The columns to add, an item for each key, and the keys, by index, whose rows fail."""
+    if answers.columns is not None:
+        return answers.columns, {}
     nulls, defaults, name = (None,) * len(enrichment.add), enrichment.defaults, enrichment.name
     values, failed = [], dict[int, tuple[Cause, str]]()
-    for i, answer in enumerate(answers):
+    for i, answer in enumerate(answers.values):
         value = nulls
         if answer is MISSING:
             value = defaults
@@ -257,7 +255,7 @@ def _values(
         else:
             raise ValueError(f"{name}: the lookup left a key without an answer; mend the lookup")
         values.append(value)
-    return values, failed
+    return list(zip(*values, strict=True)) or [()] * len(nulls), failed
 
 
 class _Enrich(beam.DoFn):
@@ -279,8 +277,8 @@ class _Enrich(beam.DoFn):
 
 
 def _measure(answers: Answers) -> None:
-    counter("enrich_keys").inc(len(answers.values))
-    if not answers.all_kept:
+    counter("enrich_keys").inc(len(answers.columns[0] if answers.columns else answers.values))
+    if answers.values:
         missing = sum(value is MISSING for value in answers.values)
         counter("enrich_keys_missing").inc(missing)
         counter("enrich_keys_failed").inc(sum(isinstance(v, Failed) for v in answers.values))
