@@ -38,6 +38,11 @@ INDEX = "velocity-pharmacy-*"
 FIRST_DAY = datetime.fromisoformat("2026-01-05T00:00:00Z")
 EVENTS = 10_000
 """Of a round."""
+DAY_BEGINS = timedelta(hours=-8)
+"""From a round's first event to the earliest beginning of a window of its day: Jakarta's is 7 hours
+before."""
+TICK = timedelta(hours=23)
+"""From a round's first event to the time that closes all windows of its day."""
 RATE = 200.0
 """Events a second while faults last; the rest is sent at once."""
 
@@ -68,6 +73,17 @@ class Round:
                 "wrong": self.wrong,
             }
         )
+
+
+def scenario_of(seed: int, number: int) -> Scenario:
+    """The events of a round: of the same people each day, as the directory of the seed knows them."""
+    return Scenario(
+        seed=seed,
+        events=EVENTS,
+        start=FIRST_DAY + timedelta(days=number),
+        rate=10.0,
+        domains=("pharmacy_delivery",),
+    )
 
 
 class Task:
@@ -104,22 +120,12 @@ class Rounds:
         self.expected: dict[str, ExpectedDocument] = {}
         self.malformed: Counter[str] = Counter()
 
-    def scenario(self, number: int) -> Scenario:
-        # The same people each day, as the directory of the seed knows them.
-        return Scenario(
-            seed=self.seed,
-            events=EVENTS,
-            start=FIRST_DAY + timedelta(days=number),
-            rate=10.0,
-            domains=("pharmacy_delivery",),
-        )
-
     def run(self, number: int, kinds: Sequence[Kind]) -> Round:
         """One round; raises what no fault may bring about, such as a job that stays down."""
         done = Round(self.seed, number)
         began = time.monotonic()
         pace = Pace()
-        scenario = self.scenario(number)
+        scenario = scenario_of(self.seed, number)
         sent: list[int] = []
 
         def send() -> None:
@@ -144,7 +150,7 @@ class Rounds:
         pace.release()
         producer.result()
         assert sent == [EVENTS]
-        self.tick(scenario.start + timedelta(hours=12))
+        self.tick(scenario.start + TICK)
         messages = list(simulate(scenario))
         self.malformed.update(
             str(m.cause) for m in messages if m.kind is MessageKind.MALFORMED and m.cause
@@ -152,8 +158,7 @@ class Rounds:
         wanted = expected(self.job, messages, directory(self.seed))
         self.expected |= wanted
         deadline = time.monotonic() + PATIENCE
-        # Sliding windows begin before the first event, and sessions end with the last.
-        day = (scenario.start - timedelta(hours=6), scenario.start + timedelta(hours=18))
+        day = (scenario.start + DAY_BEGINS, scenario.start + DAY_BEGINS + timedelta(days=1))
         while (left := faults(wanted, self.documents(day))) and time.monotonic() < deadline:
             time.sleep(1)
         done.documents = len(wanted)

@@ -1,14 +1,18 @@
 """The chaos suite tells a lost document from a double, a stale and an unlike one."""
 
 import random
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
 from tests.chaos_faults import KINDS, Struck, deal
-from tests.chaos_rounds import Round, faults, table
+from tests.chaos_rounds import DAY_BEGINS, TICK, Round, faults, scenario_of, table
+from velocity.pipelines.directory import directory
+from velocity.pipelines.jobfile import load
 from velocity.pipelines.recompute import Expected, ExpectedDocument
+from velocity.pipelines.simulator import simulate
+from velocity.runners.demo import JOB, expected
 
 START, END = "2026-01-05T00:00:00.000Z", "2026-01-05T00:01:00.000Z"
 WANTED = {"id": ExpectedDocument("m", START, END, {"city": "Medan"}, {"n": Expected(3)}, 3)}
@@ -40,6 +44,17 @@ def test_what_is_right_is_no_fault() -> None:
 )
 def test_each_fault_of_a_document_has_its_name(found: dict[str, Any], kind: str) -> None:
     assert [name for name, _ in faults(WANTED, found)] == [kind]
+
+
+def test_the_windows_of_a_round_are_of_its_day_alone_and_closed_by_its_ticks() -> None:
+    """A job with longer windows, or another time zone, needs another day for each round."""
+    job, scenario = load(JOB), scenario_of(1, 3)
+    first = scenario.start + DAY_BEGINS
+    for document in expected(job, simulate(scenario), directory(1)).values():
+        assert first <= datetime.fromisoformat(document.window_start) < first + timedelta(days=1)
+        end = datetime.fromisoformat(document.window_end)
+        assert end <= scenario.start + TICK - job.source.disorder
+    assert timedelta(days=1) > TICK
 
 
 def test_a_round_never_strikes_one_target_twice_and_a_savepoint_is_alone() -> None:
