@@ -1,20 +1,27 @@
 """The Kafka source on a real Flink: nothing is late or lost, however uneven or new a partition is."""
 
+import os
+import re
+import signal
+import threading
+import time
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import cycle
 from pathlib import Path
 
 import pytest
 import yaml
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewPartitions, NewTopic
 
 from tests.cluster import Cluster, until
 from tests.flink_jobs import SEED, Case, end_all, flink_cluster
 from velocity.pipelines.directory import directory
 from velocity.pipelines.jobfile import load
 from velocity.pipelines.recompute import differences
-from velocity.pipelines.simulator import Scenario, simulate
+from velocity.pipelines.simulator import Scenario, SimulatedMessage, simulate
 from velocity.runners.demo import expected
 from velocity.runners.embedded import DirectoryService
 
@@ -34,6 +41,102 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def no_job_is_left(cluster: Cluster) -> Iterator[None]:
     yield
     end_all(cluster)
+
+
+def committed(case: Case, group: str, topic: str = "") -> list[int]:
+    """How many messages a group was told of, by partition."""
+    topic = topic or f"{case.prefix}.pharmacy.events"
+    consumer = Consumer({"bootstrap.servers": case.kafka, "group.id": group})
+    try:
+        partitions = consumer.list_topics(topic, 30).topics[topic].partitions
+        where = [TopicPartition(topic, number) for number in sorted(partitions)]
+        return [max(found.offset, 0) for found in consumer.committed(where, 30)]
+    finally:
+        consumer.close()
+
+
+class Live:
+    """A producer of events as they happen, in turn to all partitions that there are just now."""
+
+    def __init__(self, kafka: str, where: list[tuple[str, int]]) -> None:
+        self.where = where
+        self.sent: list[SimulatedMessage] = []
+        self._kafka = kafka
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._produce)
+        self._thread.start()
+
+    def _produce(self) -> None:
+        settings = {"bootstrap.servers": self._kafka, "topic.metadata.refresh.interval.ms": 500}
+        producer = Producer(settings)
+        scenario = Scenario(
+            seed=SEED,
+            events=1_000_000,
+            start=datetime.now(UTC),
+            domains=("pharmacy_delivery",),
+        )
+        for number, message in enumerate(simulate(scenario)):
+            if self._ended.wait(max(message.timestamp_ms / 1000 - time.time(), 0)):
+                break
+            self._send(producer, message, *self.where[number % len(self.where)])
+            self.sent.append(message)
+        assert producer.flush(60) == 0
+
+    def _send(
+        self, producer: Producer, message: SimulatedMessage, topic: str, partition: int
+    ) -> None:
+        at = message.timestamp_ms
+        while True:
+            producer.poll(0)
+            try:
+                producer.produce(topic, message.value, message.key, partition, timestamp=at)
+                return
+            except KafkaException as error:  # it has not heard of the partition yet
+                if error.args[0].code() != KafkaError._UNKNOWN_PARTITION:
+                    raise
+                producer.poll(0.1)
+
+    def end(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+
+def test_partitions_and_topics_that_come_while_a_job_runs_are_read_whatever_is_killed_then(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    case = Case(cluster, tmp_path, 0)
+    topic = f"{case.prefix}.pharmacy.events"
+    later = f"{case.prefix}.pharmacy.more"
+    text = case.path.read_text().replace("{bootstrap", "{group: grown, bootstrap")
+    # what is late is lost: the watermark has to wait for partitions that nobody has found yet
+    text = re.sub(r"lateness: \w+", "lateness: 0s", text)
+    case.path.write_text(text.replace(f"[{topic}]", f"['^{case.prefix}[.]pharmacy[.].*']"))
+    job = case.run("--state-backend", "rocksdb", "--checkpoint-interval", "5s")
+    live = Live(case.kafka, [(topic, partition) for partition in range(4)])
+    try:
+        until(lambda: all(committed(case, "grown")))
+        client = AdminClient({"bootstrap.servers": case.kafka})
+        made = client.create_partitions([NewPartitions(topic, 6)])
+        made |= client.create_topics([NewTopic(later, 2, 1)])
+        for done in made.values():
+            done.result()
+        live.where = [*((topic, partition) for partition in range(6)), (later, 0), (later, 1)]
+        until(lambda: len(committed(case, "grown")) == 6)
+        until(lambda: all([*committed(case, "grown"), *committed(case, "grown", later)]))
+        [worker] = cluster.workers()
+        os.kill(worker, signal.SIGKILL)
+        until(lambda: cluster.flink.restarts(job) == 1)
+        until(lambda: cluster.flink.find(job).running)
+        complete = cluster.flink.checkpoints(job).completed
+        until(lambda: cluster.flink.checkpoints(job).completed > complete)
+    finally:
+        live.end()
+    until(
+        lambda: sum([*committed(case, "grown"), *committed(case, "grown", later)]) == len(live.sent)
+    )
+    cluster("stop", job, "--drain")
+    wanted = expected(load(case.path), live.sent, directory(SEED))
+    assert list(differences(wanted, case.documents()))[:5] == []
 
 
 def test_a_week_of_four_uneven_partitions_gives_what_reading_it_in_order_gives(
@@ -67,6 +170,11 @@ def test_a_week_of_four_uneven_partitions_gives_what_reading_it_in_order_gives(
 
     running = case.run("--checkpoint-interval", "2s")
     until(lambda: cluster.counter(running, "read_messages") == len(messages))
+    most, shown = where.count(0), topic.replace(".", "_")  # as Flink names it
+    until(lambda: cluster.counter(running, f"messages_{shown}_0") == most)
+    until(lambda: cluster.counter(running, f"watermark_ms_{shown}_3") > 0)
+    assert cluster.counter(running, f"bytes_{shown}_0") > 100 * most
+    assert cluster.counter(running, f"delay_ms_{shown}_0") > 86_400_000
     cluster("stop", running, "--drain")
     wanted = expected(load(case.path), messages, directory(SEED))
     assert list(differences(wanted, case.documents()))[:5] == []
