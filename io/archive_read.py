@@ -215,7 +215,7 @@ def rows_of(table: pa.Table, file: ArchiveFile, schema: pa.Schema) -> pa.Table:
     n, columns = table.num_rows, []
     for wanted in schema:
         if wanted.name == MESSAGE:
-            columns.append(_origins(file, table["_offset"].combine_chunks()))
+            columns.append(_origins(file, table["_offset"].combine_chunks(), wanted.type))
         elif wanted.name not in table.column_names:
             columns.append(pa.nulls(n, wanted.type))
         else:
@@ -237,7 +237,7 @@ def _widened(column: Any, wanted: pa.Field, file: ArchiveFile) -> Any:
         ) from error
 
 
-def _origins(file: ArchiveFile, offsets: pa.Array) -> pa.Array:
+def _origins(file: ArchiveFile, offsets: pa.Array, type_: pa.StructType) -> pa.Array:
     """The messages as far as they are known: where each stood."""
     n = len(offsets)
     known = {
@@ -245,8 +245,8 @@ def _origins(file: ArchiveFile, offsets: pa.Array) -> pa.Array:
         "partition": pa.repeat(pa.scalar(file.partition, pa.int32()), n),
         "offset": offsets,
     }
-    columns = [known.get(f.name, pa.nulls(n, f.type)) for f in MESSAGES]
-    return pa.StructArray.from_arrays(columns, fields=list(MESSAGES))
+    columns = [known.get(f.name, pa.nulls(n, f.type)) for f in type_]
+    return pa.StructArray.from_arrays(columns, fields=list(type_))
 
 
 def once(table: pa.Table, offset: Any) -> pa.Table:

@@ -13,6 +13,7 @@ from confluent_kafka import KafkaException, Producer
 from velocity.io.copies import Origin, copy_headers
 from velocity.io.dead_letter_store import Letter, Letters, NotSent, fetch
 from velocity.io.kafka_config import KafkaConfig
+from velocity.io.records import Cause
 
 PER_TRANSACTION: Final = 500
 """Letters, at most."""
@@ -28,6 +29,8 @@ class Replayed(NamedTuple):
     """Those of stage sink: rejected documents, which no topic has."""
     gone: Sequence[str]
     """Ids of those of which not all was kept, and whose original its topic no longer has."""
+    late: int
+    """Those that came too late: they would again, and count twice where they were in time."""
 
 
 class ReplayFailed(Exception):
@@ -76,7 +79,7 @@ def replay(
     after each transaction. Raises ``NotSent`` for a transaction that was given up; those before it
     stand.
     """
-    sent, documents, gone = 0, 0, list[str]()
+    sent, documents, late, gone = 0, 0, 0, list[str]()
     for begin in range(0, len(letters), per_transaction):
         if stopped():
             break
@@ -85,6 +88,8 @@ def replay(
         for letter in some:
             if letter.origin is None:
                 documents += 1
+            elif letter.cause == Cause.LATE:
+                late += 1
             elif (copy := _copy(letter, letter.origin, config)) is None:
                 gone.append(letter.id)
             else:
@@ -93,7 +98,7 @@ def replay(
             _send(producer, dict(copies), store)
         sent += len(copies)
         progress(begin + len(some))
-    return Replayed(sent, documents, gone)
+    return Replayed(sent, documents, gone, late)
 
 
 def _copy(letter: Letter, origin: Origin, config: KafkaConfig) -> dict[str, Any] | None:

@@ -34,7 +34,8 @@ class ReadFromKafka(beam.PTransform):
     to follow the payload must decode it.
 
     Each batch bears the earliest of its times. A partition's watermark is the greatest time seen
-    less ``disorder``, and never goes back. A partition that has had no row for ``idle_after``, and
+    less ``disorder``, and never goes back; decoded rows bear where it stood when they came, so that
+    later steps can tell which are late. A partition that has had no row for ``idle_after``, and
     of which all is read, holds nothing back: its watermark follows the clock, less ``disorder``.
     That is for what never stops; a bounded read follows its data alone.
 

@@ -58,12 +58,12 @@ class OffsetTracker(RestrictionTracker):
             raise ValueError(f"offsets after {self._claimed} of {self._range} were not claimed")
 
     def try_split(self, fraction_of_remainder: float) -> tuple[OffsetRange, OffsetRange] | None:
-        """Gives up what follows the split; the fraction 0 is a checkpoint: all that is not claimed."""
-        if fraction_of_remainder and not self.is_bounded():
-            return None  # the middle of what never ends is nowhere
-        remaining = self._range.stop - 1 - self._claimed
-        split = self._claimed + 1 + int(remaining * fraction_of_remainder)
-        if split >= self._range.stop:
+        """Gives up all that is not claimed, for a checkpoint; never a later part alone.
+
+        Whether an event is late depends on all that came before it in its partition.
+        """
+        split = self._claimed + 1
+        if fraction_of_remainder or split >= self._range.stop:
             return None
         self._range, residual = self._range.split_at(split)
         return self._range, residual

@@ -10,6 +10,7 @@ import apache_beam as beam
 from apache_beam.coders import Coder, FastPrimitivesCoder
 from apache_beam.io.iobase import RestrictionProgress, RestrictionTracker
 from apache_beam.transforms.core import RestrictionProvider
+from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Duration, Timestamp
 
 from velocity.io.kafka_config import KafkaConfig
@@ -195,8 +196,11 @@ class WatchPartitions(beam.DoFn):
     @beam.DoFn.unbounded_per_element()
     def process(
         self, _: Any, tracker: Any = _TRACKER, watermark: Any = _WATERMARK
-    ) -> Iterator[Partition]:
-        yield from self.look(tracker, watermark)
+    ) -> Iterator[Any]:
+        # Where a partition's own watermark begins: others may have come so far without it.
+        at = watermark.current_watermark()
+        for partition in self.look(tracker, watermark):
+            yield TimestampedValue(partition, at)
 
     def look(self, tracker: Any, watermark: Any) -> Iterator[Partition]:
         """One listing; what it finds is part of the restriction from then on."""

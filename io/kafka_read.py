@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import apache_beam as beam
@@ -16,8 +17,8 @@ from velocity.io.kafka_consumer import Messages, OffsetsLost, PartitionGone, to_
 from velocity.io.kafka_metrics import metrics_of
 from velocity.io.kafka_offsets import UNBOUNDED, OffsetRestrictions, Partition
 from velocity.io.kafka_readers import READERS, PartitionReader, Readers
-from velocity.io.records import counter
-from velocity.io.watermark import ForwardWatermarkProvider
+from velocity.io.records import counter, with_watermarks
+from velocity.io.watermark import ForwardWatermarkProvider, watermarks
 
 if TYPE_CHECKING:
     from velocity.io.kafka import ReadFromKafka
@@ -38,7 +39,8 @@ class Read(beam.DoFn):
         self._config = read.config
         self._group = Group(read.config, read.group) if read.group else None
         self._decoder = read.decoder
-        self._disorder = Duration(read.disorder.total_seconds())
+        self._disorder = read.disorder
+        self._behind = Duration(micros=read.disorder // timedelta(microseconds=1))
         self._idle_after = read.idle_after.total_seconds()
         self._batch_size = read.batch_size
         self._bundle_time = read.bundle_time.total_seconds()
@@ -90,7 +92,7 @@ class Read(beam.DoFn):
                 if not bounded:
                     idle_as_of = reader.idle_as_of(self._idle_after)
                     if idle_as_of is not None:
-                        watermark.advance(idle_as_of - self._disorder)
+                        watermark.advance(idle_as_of - self._behind)
                 elif starved:
                     reader.expect_more()
             metrics_of(element.topic, element.partition).bundle_ended(
@@ -157,9 +159,12 @@ class Read(beam.DoFn):
             if times.null_count == rows.num_rows:  # a broker that gives no timestamps
                 yield TimestampedValue(rows, watermark.current_watermark())
             else:
+                if self._decoder:
+                    at = watermark.current_watermark()
+                    rows = with_watermarks(rows, watermarks(times, at, self._disorder))
                 yield TimestampedValue(rows, _timestamp(pc.min(times)))
                 newest = _timestamp(pc.max(times))
-                watermark.advance(newest - self._disorder)
+                watermark.advance(newest - self._behind)
                 metrics.seen(newest, now)
 
 
@@ -182,7 +187,9 @@ class ReadUnbounded(Read):
         finalizer: Any = _FINALIZER,
         tracker: Any = _TRACKER,
         watermark: Any = _WATERMARK,
+        found_at: Any = beam.DoFn.TimestampParam,
     ) -> Iterator[Any]:
+        watermark.advance(found_at)
         yield from self.read_bundle(element, tracker, watermark, finalizer)
 
 

@@ -44,6 +44,10 @@ MESSAGES: Final = pa.schema(
 ``value`` is null for a tombstone. Of a rejected document ``topic`` is its index, ``key`` its id
 and ``value`` its JSON; it has no partition and no offset."""
 
+ORIGIN: Final = pa.struct([*MESSAGES, pa.field("watermark", TIMESTAMP)])
+"""What the column ``MESSAGE`` holds: a message, and where the watermark of its partition stood when
+it came. Null: there was none yet, or what put the row out has none, and the row is late nowhere."""
+
 DEAD_LETTERS: Final = pa.schema(
     [
         pa.field("stage", pa.string(), nullable=False),
@@ -84,6 +88,7 @@ class Cause(StrEnum):
     UNKNOWN_SCHEMA = "unknown_schema"
     NOT_OF_SCHEMA = "not_of_schema"
     FUTURE_EVENT_TIME = "future_event_time"
+    LATE = "late"
     EXPRESSION_FAILED = "expression_failed"
     KEY_NOT_FOUND = "key_not_found"
     SERVICE_FAILED = "service_failed"
@@ -152,7 +157,7 @@ class Decoder(Protocol):
 
     @property
     def schema(self) -> pa.Schema:
-        """Of the decoded rows: the job's fields, then ``MESSAGE``."""
+        """Of the decoded rows: the job's fields, then ``MESSAGE`` of type ``ORIGIN``."""
 
     @property
     def event_time(self) -> str:
@@ -308,7 +313,35 @@ def messages(
 
 def messages_of(rows: pa.RecordBatch) -> pa.RecordBatch:
     """The messages (``MESSAGES``) that decoded rows came from."""
-    return pa.RecordBatch.from_arrays(rows[MESSAGE].flatten(), schema=MESSAGES)
+    columns = rows[MESSAGE].flatten()[: len(MESSAGES)]
+    return pa.RecordBatch.from_arrays(columns, schema=MESSAGES)
+
+
+def origins(messages: pa.RecordBatch) -> pa.StructArray:
+    """The column ``MESSAGE`` of rows that came from these messages, without watermarks."""
+    columns = [*messages.columns, pa.nulls(messages.num_rows, TIMESTAMP)]
+    return pa.StructArray.from_arrays(columns, fields=list(ORIGIN))
+
+
+def with_watermarks(rows: pa.RecordBatch, watermarks: pa.Array) -> pa.RecordBatch:
+    """Rows whose ``MESSAGE`` says where the watermark stood before each."""
+    columns = [*rows[MESSAGE].flatten()[: len(MESSAGES)], watermarks]
+    origin = pa.StructArray.from_arrays(columns, fields=list(ORIGIN))
+    at = rows.schema.get_field_index(MESSAGE)
+    return rows.set_column(at, pa.field(MESSAGE, ORIGIN, nullable=False), origin)
+
+
+def watermarks_of(rows: pa.RecordBatch) -> pa.Array:
+    """Where the watermark stood before each row (``ORIGIN``); all null if nothing says it.
+
+    >>> rows = pa.RecordBatch.from_arrays([origins(messages([b"1"]))], [MESSAGE])
+    >>> watermarks_of(with_watermarks(rows, pa.array([7], TIMESTAMP))).view(pa.int64()).to_pylist()
+    [7]
+    """
+    if MESSAGE not in rows.schema.names:
+        return pa.nulls(rows.num_rows, TIMESTAMP)
+    at = rows.schema.field(MESSAGE).type.get_field_index("watermark")
+    return rows[MESSAGE].flatten()[at] if at >= 0 else pa.nulls(rows.num_rows, TIMESTAMP)
 
 
 class RecordBatchCoder(Coder):

@@ -1,10 +1,35 @@
 """A source's watermark: from the beginning of time, forward only."""
 
-from typing import Any
+from datetime import timedelta
+from typing import Any, Final
 
+import numpy as np
+import pyarrow as pa
 from apache_beam.io.iobase import WatermarkEstimator
 from apache_beam.transforms.core import WatermarkEstimatorProvider
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
+
+from velocity.io.records import TIMESTAMP
+
+_MILLISECOND: Final = timedelta(milliseconds=1)
+
+
+def watermarks(times: pa.Array, at: Timestamp, disorder: timedelta) -> pa.Array:
+    """Where a partition's watermark stands before each of some rows; ``at`` before the first.
+
+    It depends on the rows' order in their partition, and not on how they were cut into batches.
+
+    >>> times = pa.array([100, 700, 650, 900], TIMESTAMP)
+    >>> before = watermarks(times, MIN_TIMESTAMP, timedelta(milliseconds=30))
+    >>> before.view(pa.int64()).to_pylist()
+    [None, 70, 670, 670]
+    """
+    behind = -(-disorder // _MILLISECOND)
+    before = np.empty(len(times), np.int64)
+    before[:1] = at.micros // 1000
+    before[1:] = times.view(pa.int64()).to_numpy()[:-1] - behind
+    before = np.maximum.accumulate(before)
+    return pa.array(before, mask=before == MIN_TIMESTAMP.micros // 1000).view(TIMESTAMP)
 
 
 class ForwardWatermark(WatermarkEstimator):

@@ -476,7 +476,7 @@ class MetricSpec(Model):
     values: dict[Name, Expression] = Field(
         min_length=1,
         description="Names with aggregates: `count()`, `count(x)`, `sum(x)`, `min(x)`, `max(x)`, "
-        "`mean(x)`, `distinct(x)`, `percentile(x, 95)`; x is a SQL expression of one row.",
+        "`mean(x)` and more, see Aggregates; x is a SQL expression of one row.",
     )
 
 

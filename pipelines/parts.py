@@ -25,8 +25,8 @@ from velocity.transforms.deduplicate import Deduplicate
 from velocity.transforms.derive import Derive, Where
 from velocity.transforms.enrich import Enrich, Enrichment
 from velocity.transforms.fields import Field
+from velocity.transforms.metric import Metric
 from velocity.transforms.metrics import WindowedMetrics
-from velocity.transforms.partials import Metric
 from velocity.transforms.sns import SnsEnvelope
 from velocity.transforms.windows import Fixed, Session, Sliding
 

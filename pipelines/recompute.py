@@ -7,11 +7,12 @@ expressions, and is what every run, on any runner and after any crash, must equa
 import hmac
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
+from itertools import islice, pairwise
 from typing import Any, Final, NamedTuple
 
 import duckdb
@@ -21,9 +22,15 @@ import pyarrow as pa
 from velocity.io.records import TIMESTAMP, rfc3339
 from velocity.pipelines.job import DeduplicateSpec, EnrichmentSpec, Job, MetricSpec, TransactionSpec
 from velocity.pipelines.recompute_transactions import facts
-from velocity.transforms.aggregates import Call, Distinct, Percentile
+from velocity.transforms.aggregates import Call, Value
 from velocity.transforms.fields import TYPES
 from velocity.transforms.metrics import document_id
+from velocity.transforms.sketches import Distinct, Percentile
+from velocity.transforms.tallies import Top
+
+_LATEST: Final = "_latest"
+"""The column of the greatest event time seen before, in the same partition."""
+_POSITION: Final = "_position"
 
 Find = Callable[[str], Mapping[str, Any] | None]
 """What a service knows of a key; None if nothing."""
@@ -38,6 +45,8 @@ class Message(NamedTuple):
     value: bytes
     timestamp_ms: int
     """The broker's."""
+    partition: Any = None
+    """Which it came in, with its topic: after those given before it. None: it is late nowhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +74,15 @@ class ExpectedDocument:
     events: int
 
 
+class Recomputed(NamedTuple):
+    """What must come of a job's messages."""
+
+    documents: dict[str, ExpectedDocument]
+    """By id."""
+    late: set[tuple[int, str]]
+    """The positions of the messages that came too late, each with the metric it was too late for."""
+
+
 def recompute(
     job: Job,
     messages: Iterable[Message],
@@ -78,11 +96,30 @@ def recompute(
     ``parse`` makes a JSON value of a message's; it raises ``ValueError`` for one that is bad.
     ``secret`` is what ``hash_with`` of the job's sensitive fields stands for.
     """
-    decoded = (_decode(job, message, parse) for message in messages)
-    rows = [row for row in decoded if row is not None]
+    return recompute_all(job, messages, services, parse, secret=secret).documents
+
+
+def recompute_all(
+    job: Job,
+    messages: Iterable[Message],
+    services: Mapping[str, Find],
+    parse: Callable[[bytes], Any] = lambda value: json.loads(value.decode()),
+    *,
+    secret: str = "",
+) -> Recomputed:
+    """As ``recompute``, with what is late. No partition was ever idle."""
+    rows, latest = [], dict[Any, int]()
+    for position, message in enumerate(messages):
+        row = _decode(job, message, parse)
+        if row is not None:
+            before = None if message.partition is None else latest.get(message.partition)
+            time = row[job.source.event_time]
+            latest[message.partition] = time if before is None else max(before, time)
+            rows.append(row | {_LATEST: before, _POSITION: position})
     if job.source.deduplicate:
         rows = list(_first_of_each(job, job.source.deduplicate, rows))
-    table = _table(rows, {name: spec.type for name, spec in job.fields.items()})
+    types = {name: spec.type for name, spec in job.fields.items()}
+    table = _table(rows, types | {_LATEST: "int64", _POSITION: "int64"})
     if job.filter:
         table = _sql(table, f"SELECT * FROM rows WHERE ({job.filter})")
     for spec in job.enrich:
@@ -100,15 +137,19 @@ def recompute(
     if job.derive:
         columns = ", ".join(f'({sql}) AS "{name}"' for name, sql in job.derive.items())
         table = _sql(table, f"SELECT *, {columns} FROM rows")
-    documents: dict[str, ExpectedDocument] = {}
+    recomputed = Recomputed({}, set())
     if job.transactions:
         told = facts(job.transactions, job.source.event_time, _plain_rows(job, table))
-        documents |= _alerts(job, job.transactions, told)
-        types = {name: table.schema.field(name).type for name in job.transactions.by}
-        table = pa.Table.from_pylist(told, schema=_facts_schema(job, types))
+        recomputed.documents.update(_alerts(job, job.transactions, told))
+        by = {name: table.schema.field(name).type for name in job.transactions.by}
+        table = pa.Table.from_pylist(told, schema=_facts_schema(job, by))
+        for name in (_LATEST, _POSITION):  # facts come as the watermark has it, and never late
+            table = table.append_column(name, pa.nulls(len(table), pa.int64()))
     for metric in job.metrics:
-        documents |= _documents(job, metric, table)
-    return documents
+        documents, late = _documents(job, metric, table)
+        recomputed.documents.update(documents)
+        recomputed.late.update((position, metric.name) for position in late)
+    return recomputed
 
 
 def _plain_rows(job: Job, table: pa.Table) -> list[dict[str, Any]]:
@@ -283,24 +324,36 @@ def _sql(table: pa.Table, query: str) -> pa.Table:
         return connection.sql(query).to_arrow_table()
 
 
-def _documents(job: Job, metric: MetricSpec, table: pa.Table) -> dict[str, ExpectedDocument]:
-    calls = {name: Call.parse(text) for name, text in metric.values.items()}
+def _documents(
+    job: Job, metric: MetricSpec, table: pa.Table
+) -> tuple[dict[str, ExpectedDocument], list[int]]:
+    """And the positions of the messages that are late."""
+    wanted = {name: Value.parse(text) for name, text in metric.values.items()}
+    calls = [call for value in wanted.values() for call in value.calls]
     columns = [
         f'epoch_ms("{job.source.event_time}")',
+        _LATEST,
+        _POSITION,
         *(f'"{column}"' for column in metric.by),
-        *(f"({call.expression})" if call.expression else "true" for call in calls.values()),
+        *(f"({call.expression})" if call.expression else "true" for call in calls),
     ]
     selected = _sql(table, f"SELECT {', '.join(columns)} FROM rows WHERE {metric.where or 'true'}")
-    times, *rest = (column.to_pylist() for column in selected.columns)
+    everything = list(zip(*(column.to_pylist() for column in selected.columns), strict=True))
+    in_time = [row for row in everything if not _is_late(job, metric, row[0], row[1])]
+    late = [row[2] for row in everything if _is_late(job, metric, row[0], row[1])]
+    columns_in_time = [list(column) for column in zip(*in_time, strict=True)]
+    times, _, _, *rest = columns_in_time or [[] for _ in columns]
     keys = list(zip(*rest[: len(metric.by)], strict=True)) or [()] * len(times)
     groups: defaultdict[tuple[Any, ...], list[int]] = defaultdict(list)
     for group, position in _assign(metric, times, keys):
         groups[group].append(position)
     documents = {}
     for (key, start, end), positions in groups.items():
+        instants = [times[i] for i in positions]
+        arguments = iter([column[i] for i in positions] for column in rest[len(metric.by) :])
         values = {
-            name: _aggregate(call, [values[i] for i in positions if values[i] is not None])
-            for (name, call), values in zip(calls.items(), rest[len(metric.by) :], strict=True)
+            name: _value(value, list(islice(arguments, len(value.calls))), instants)
+            for name, value in wanted.items()
         }
         id_ = document_id(job.job, metric.name, start, list(key))
         documents[id_] = ExpectedDocument(
@@ -311,7 +364,20 @@ def _documents(job: Job, metric: MetricSpec, table: pa.Table) -> dict[str, Expec
             values,
             len(positions),
         )
-    return documents
+    return documents, late
+
+
+def _is_late(job: Job, metric: MetricSpec, time: int, latest: int | None) -> bool:
+    """Whether the first window that would hold the event was closed when it came."""
+    if latest is None:
+        return False
+    window = metric.window
+    watermark = latest - job.source.disorder // _MILLISECOND
+    lateness = metric.emit.lateness // _MILLISECOND
+    if window.session is not None:
+        return time + lateness < watermark
+    ends = [end for (_, _, end), _ in _assign(metric, [time], [()])]
+    return min(ends) + lateness <= watermark
 
 
 def _assign(
@@ -346,7 +412,25 @@ def _assign(
             start -= every
 
 
-def _aggregate(call: Call, values: Sequence[Any]) -> Expected:
+def _value(value: Value, arguments: Sequence[Sequence[Any]], times: Sequence[int]) -> Expected:
+    """Of one document: for each call what its expression gave for each event, null included."""
+    parts = [
+        _aggregate(call, [(time, x) for time, x in zip(times, given, strict=True) if x is not None])
+        for call, given in zip(value.calls, arguments, strict=True)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    over, under = (part.value for part in parts)
+    if over is None or not under:
+        return Expected(None)
+    ratio = float(Fraction(over) / Fraction(under))
+    error = sum(part.tolerance / abs(part.value) for part in parts if part.tolerance)
+    return Expected(ratio, abs(ratio) * error * 1.1)
+
+
+def _aggregate(call: Call, given: Sequence[tuple[int, Any]]) -> Expected:
+    """``given`` are the event times and values."""
+    values = [value for _, value in given]
     match call.function:
         case "count":
             return Expected(len(values))
@@ -354,24 +438,50 @@ def _aggregate(call: Call, values: Sequence[Any]) -> Expected:
             distinct, n = Distinct(), len(set(values))
             error = 1.04 / math.sqrt(2**distinct.log2_registers)
             return Expected(n, 5 * error * n if n > distinct.exact else 0)
+        case "top":
+            assert isinstance(call.parameter, int)
+            counts = sorted(Counter(values).items(), key=lambda item: (-item[1], item[0]))
+            if len(counts) > Top(call.parameter).exact:
+                return Expected(None)
+            shown = counts[: call.parameter]
+            return Expected([{"value": _json(value), "count": count} for value, count in shown])
+        case "histogram":
+            assert isinstance(call.parameter, tuple)
+            edges = [-math.inf, *call.parameter, math.inf]
+            inside = [sum(a <= value < b for value in values) for a, b in pairwise(edges)]
+            return Expected({"bounds": list(call.parameter), "counts": inside})
     if not values:
         return Expected(None)
-    if isinstance(values[0], datetime):
-        values = [(time.replace(tzinfo=UTC) - _EPOCH) // _MILLISECOND for time in values]
-        return Expected(rfc3339(min(values) if call.function == "min" else max(values)))
     match call.function:
         case "sum":
             total = sum(map(Fraction, values))
             return Expected(int(total) if isinstance(values[0], int) else float(total))
         case "mean":
             return Expected(float(sum(map(Fraction, values)) / len(values)))
+        case "variance" | "stddev" as which:
+            if len(values) < 2:
+                return Expected(None)
+            mean = sum(map(Fraction, values)) / len(values)
+            squares = [(Fraction(value) - mean) ** 2 for value in values]
+            variance = float(sum(squares) / (len(values) - 1))
+            return Expected(variance if which == "variance" else math.sqrt(variance))
         case "min":
-            return Expected(min(values))
+            return Expected(_json(min(values)))
         case "max":
-            return Expected(max(values))
-    assert call.parameter is not None
+            return Expected(_json(max(values)))
+        case "first":
+            return Expected(_json(min(given)[1]))
+        case "last":
+            return Expected(_json(max(given)[1]))
+    assert isinstance(call.parameter, float)
     percentile = Percentile(call.parameter)
     rank = math.ceil(Fraction(str(call.parameter)) * len(values) / 100)
     value = float(sorted(values)[rank - 1])
     exact = len(values) <= percentile.exact
     return Expected(value, 0 if exact else percentile.error * abs(value) * 1.000001)
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return rfc3339((value.replace(tzinfo=UTC) - _EPOCH) // _MILLISECOND)
+    return value

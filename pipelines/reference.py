@@ -97,12 +97,23 @@ AGGREGATES: Final = {
     "count(x)": "How many events where x is not null.",
     "sum(x)": "The sum of numbers, exact whatever their order; null if there is none.",
     "mean(x)": "The mean of numbers.",
+    "variance(x)": "The sample variance of numbers, exact and rounded once; null if there are fewer "
+    "than two.",
+    "stddev(x)": "Its square root.",
     "min(x)": "The least number, text or time.",
     "max(x)": "The greatest.",
+    "first(x)": "The value of the first event by event time that has one; of several at one time the "
+    "least.",
+    "last(x)": "Of the last event; of several at one time the greatest.",
     "distinct(x)": "How many different values: exact up to 1,000, then estimated (HyperLogLog, "
     "standard error 1.6 %).",
     "percentile(x, 95)": "What 95 % of the numbers do not exceed: exact up to 256 of them, then "
     "within 0.5 % of itself (DDSketch).",
+    "top(x, 5)": "The five most frequent values (no doubles), `[{value, count}, …]`; of equally "
+    "frequent ones the least first. Null if there are more than 10,000 different ones.",
+    "histogram(x, [10, 50])": "How many numbers are below 10, from 10 to below 50, and from 50 on: "
+    "`{bounds: [10, 50], counts: […]}`.",
+    "ratio(sum(x), count())": "One aggregate over another, rounded once; null over nought.",
 }
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 from velocity.io.elastic_setup import IndexTemplate, Policy, Setup, Template
 from velocity.pipelines.graph import Graph, JobError
 from velocity.pipelines.job import ElasticsearchSink, Job
-from velocity.transforms.aggregates import Aggregate, Call, Sum
+from velocity.transforms.aggregates import Value
 from velocity.transforms.transactions import ALERTS
 
 _DATE: Final = {"type": "date"}
@@ -38,6 +38,8 @@ _RESULTS: Final[Mapping[str, Mapping[str, Any]]] = {
     "count": _LONG,
     "distinct": _LONG,
     "mean": _DOUBLE,
+    "variance": _DOUBLE,
+    "stddev": _DOUBLE,
     "percentile": _DOUBLE,
 }
 """Of aggregates whose result is the same whatever they are computed over."""
@@ -158,10 +160,8 @@ def _mappings(graph: Graph) -> dict[str, dict[str, Any]]:
     mappings = {}
     for metric in reduction.metrics:
         values = {
-            name: dict(_value(call, aggregate, reduction.columns))
-            for (name, call), aggregate in zip(
-                metric.values.items(), reduction.aggregates[metric.name], strict=True
-            )
+            name: dict(_value(value, reduction.columns))
+            for name, value in reduction.values[metric.name].items()
         }
         dimensions = {column: dict(_dimension(reduction.columns[column])) for column in metric.by}
         mappings[metric.name] = _mapping(dimensions, values)
@@ -215,10 +215,12 @@ def _dimension(type_: pa.DataType) -> Mapping[str, Any]:
     return _KEYWORD if pa.types.is_integer(type_) else _field(type_)
 
 
-def _value(text: str, aggregate: Aggregate, columns: Mapping[str, pa.DataType]) -> Any:
-    call = Call.parse(text)
-    if isinstance(aggregate, Sum):
-        return _LONG if aggregate.integer else _DOUBLE
+def _value(value: Value, columns: Mapping[str, pa.DataType]) -> Any:
+    if len(value.calls) > 1:
+        return _DOUBLE
+    [call] = value.calls
+    if call.function == "sum":
+        return _LONG if pa.types.is_integer(columns[call.expression or ""]) else _DOUBLE
     if call.function in _SAME:
         return _field(columns[call.expression or ""])
     return _RESULTS.get(call.function, _STORED)

@@ -267,6 +267,11 @@ def replay(
                 f"{done.documents:,} are documents that a sink refused, and no messages: mend what "
                 "their errors say, and the next document of their windows is written."
             )
+        if done.late:
+            print(
+                f"{done.late:,} came too late, and would again: give their metrics more lateness, and "
+                "compute the documents anew with velocity run --generation."
+            )
         for id_ in done.gone:
             print(f"{id_}: not all of it was kept, and its topic no longer has the original.")
     if stopped():

@@ -14,17 +14,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from velocity.io.records import TIMESTAMP
-from velocity.transforms.aggregates import (
-    Aggregate,
-    Call,
-    Count,
-    Distinct,
-    Extreme,
-    Mean,
-    Percentile,
-    Sum,
-)
+from velocity.transforms.aggregates import Call, Value
 from velocity.transforms.exact_sums import add, limbs, to_float
+from velocity.transforms.moments import Count, Mean, Sum, Variance
+from velocity.transforms.ordered import Edge, Extreme
+from velocity.transforms.reduction import Aggregate
+from velocity.transforms.sketches import Distinct, Percentile
+from velocity.transforms.tallies import Histogram, Top
 
 CODER = FastPrimitivesCoder()
 INTS = st.integers(-(2**63), 2**63 - 1)
@@ -43,7 +39,7 @@ def state(aggregate: Aggregate, values: Sequence[Any], type_: pa.DataType) -> An
         return None
     array = pa.array([*values, *values], type_)
     table = pa.table({"group": [0] * len(values) + [1] * len(values)})
-    reduction = aggregate.reduce(array)
+    reduction = aggregate.reduce(array, pa.array(range(len(array)), pa.int64()))
     for i, (column, _) in enumerate(reduction.columns):
         table = table.append_column(str(i), column)
     wanted = [(str(i), function) for i, (_, function) in enumerate(reduction.columns)]
@@ -86,6 +82,14 @@ CASES: list[tuple[str, Aggregate, pa.DataType, Any]] = [
     ("distinct booleans", Distinct(), pa.bool_(), st.booleans()),
     ("distinct times", Distinct(exact=5), TIMESTAMP, st.integers(0, 20)),
     ("percentile", Percentile(50, exact=5), pa.float64(), FLOATS),
+    ("variance of floats", Variance(), pa.float64(), FLOATS),
+    ("variance of whole numbers", Variance(), pa.int64(), INTS),
+    ("stddev", Variance(root=True), pa.float64(), st.floats(-1e6, 1e6)),
+    ("top texts", Top(2, exact=5), pa.string(), st.text("abcdefghij", max_size=1)),
+    ("top times", Top(2, time=True), TIMESTAMP, st.integers(0, 20)),
+    ("top booleans", Top(1), pa.bool_(), st.booleans()),
+    ("histogram of floats", Histogram((-1, 0, 0.5)), pa.float64(), FLOATS),
+    ("histogram of whole numbers", Histogram((0, 2**62)), pa.int64(), INTS),
     ("percentile of whole numbers", Percentile(99.9, exact=5), pa.int64(), INTS),
 ]
 
@@ -113,8 +117,16 @@ def test_neither_order_nor_cuts_show_in_a_result(
 
 @pytest.mark.parametrize("aggregate", [c[1] for c in CASES], ids=[c[0] for c in CASES])
 def test_no_value_is_none_or_nought(aggregate: Aggregate) -> None:
-    zero = isinstance(aggregate, Count | Distinct)
-    assert aggregate.result(None) == (0 if zero else None)
+    match aggregate:
+        case Count() | Distinct():
+            nothing: Any = 0
+        case Top():
+            nothing = []
+        case Histogram(bounds):
+            nothing = {"bounds": list(bounds), "counts": [0] * (len(bounds) + 1)}
+        case _:
+            nothing = None
+    assert aggregate.result(None) == nothing
 
 
 @pytest.mark.parametrize(("aggregate", "type_"), [c[1:3] for c in CASES], ids=[c[0] for c in CASES])
@@ -143,6 +155,81 @@ def test_a_sum_of_whole_numbers_never_overflows(values: list[int]) -> None:
     assert total.result(state(total, values, pa.int64())) == sum(values)
     mean = float(Fraction(sum(values), len(values)))
     assert Mean().result(state(Mean(), values, pa.int64())) == mean
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(FLOATS, min_size=1, max_size=40) | st.lists(INTS, min_size=1, max_size=40))
+@example([1e9 + 0.1, 1e9 + 0.2, 1e9 + 0.3])
+@example([2**63 - 1, -(2**63)])
+@example([0.1] * 7)
+def test_a_variance_is_the_exact_one_rounded_once(values: list[float]) -> None:
+    """By the definition, in fractions; the usual formula for doubles loses all digits here."""
+    type_ = pa.int64() if all(isinstance(value, int) for value in values) else pa.float64()
+    found = Variance().result(state(Variance(), values, type_))
+    if len(values) == 1:
+        assert found is None
+        return
+    mean = sum(map(Fraction, values), Fraction()) / len(values)
+    squares_of = sum((Fraction(value) - mean) ** 2 for value in values)
+    assert found == to_float(Fraction(squares_of) / (len(values) - 1), 0)
+    root = Variance(root=True)
+    deviation = root.result(state(root, values, type_))
+    assert deviation == (None if found is None else math.sqrt(found))
+
+
+TIMED = st.lists(st.tuples(st.integers(0, 3), st.none() | st.text("ab", max_size=2)), max_size=20)
+
+
+@given(TIMED, st.data())
+def test_first_and_last_go_by_event_time_and_then_by_value(
+    events: list[tuple[int, str | None]], data: st.DataObject
+) -> None:
+    """In any order, and however they were cut."""
+    given = [(time, value) for time, value in events if value is not None]
+    edges = data.draw(st.lists(st.integers(0, 20), max_size=3))
+    for which, choose in (("first", min), ("last", max)):
+        edge = Edge(which)
+        shuffled = data.draw(st.permutations(events))
+        states = [timed_state(edge, part) for part in cut(shuffled, edges) if part]
+        expected = choose(given)[1] if given else None
+        assert edge.result(merged(edge, states)) == expected
+
+
+def timed_state(aggregate: Aggregate, events: Sequence[tuple[int, str | None]]) -> Any:
+    times = pa.array([time for time, _ in events], pa.int64())
+    reduction = aggregate.reduce(pa.array([value for _, value in events], pa.string()), times)
+    [(column, function)] = reduction.columns
+    table = pa.table({"group": [0] * len(events), "x": column})
+    grouped = table.group_by("group", use_threads=False).aggregate([("x", function)])
+    return reduction.states(grouped[f"x_{function}"].combine_chunks())[0]
+
+
+def test_a_last_time_is_shown_as_a_time() -> None:
+    assert Edge("last", time=True).result((5, 7)) == "1970-01-01T00:00:00.007Z"
+
+
+@pytest.mark.parametrize("parts", [1, 3, 50])
+def test_the_most_frequent_are_exact_up_to_so_many_different_values_and_null_beyond(
+    parts: int,
+) -> None:
+    """Whether there are too many does not depend on the cuts either."""
+    top = Top(2, exact=100)
+    for n, expected in (
+        (100, [{"value": "7", "count": 3}, {"value": "0", "count": 1}]),
+        (101, None),
+    ):
+        values = [str(i) for i in range(n)] + ["7", "7"]
+        states = [state(top, values[i::parts], pa.string()) for i in range(parts)]
+        assert top.result(merged(top, states)) == expected
+
+
+@pytest.mark.parametrize(
+    ("results", "ratio"),
+    [([1, 3], 1 / 3), ([0, 5], 0.0), ([5, 0], None), ([None, 5], None), ([5, None], None),
+     ([0.1, 0.3], float(Fraction(0.1) / Fraction(0.3))), ([2**80, 2**79], 2.0)],
+)  # fmt: skip
+def test_a_ratio_is_rounded_once_and_null_over_nothing(results: list[Any], ratio: Any) -> None:
+    assert Value.parse("ratio(sum(a), sum(b))").result(results) == ratio
 
 
 def test_a_sum_beyond_a_float_is_null_and_comes_back_when_it_falls() -> None:
@@ -251,6 +338,11 @@ def test_a_percentile_is_exact_to_256_values_however_they_were_cut() -> None:
         (Distinct(exact=1), ["é", "a"], pa.string()),
         (Percentile(50, exact=1), [1.0, -1.0, 0.0], pa.float64()),
         (Extreme("max"), ["é"], pa.string()),
+        (Edge("last"), ["é"], pa.string()),
+        (Variance(), [1e300, 1e-300], pa.float64()),
+        (Top(1), ["é", "a"], pa.string()),
+        (Top(1, exact=1), ["é", "a"], pa.string()),
+        (Histogram((1,)), [0, 1, 2], pa.int64()),
     ],
     ids=str,
 )
@@ -285,12 +377,32 @@ def test_extremes_of_times_are_shown_as_times() -> None:
         ("smu(a)", "did you mean sum"),
         ("percentile(a)", "RANK"),
         ("percentile(95)", "RANK|needs an expression"),
-        ("percentile(, 95)", "needs an expression"),
+        ("percentile(, 95)", "RANK"),
+        ("percentile(a, b)", "RANK"),
+        ("top(a)", "HOW_MANY"),
+        ("top(a, 1.5)", "HOW_MANY"),
+        ("histogram(a, 1)", "BOUND"),
+        ("histogram(a, [1, 'x'])", "BOUND"),
+        ("ratio(sum(a), sum(b))", "part of another"),
     ],
 )
 def test_a_call_that_can_not_be_read_is_refused(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Call.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("ratio(sum(a))", r"ratio\(AGGREGATE, AGGREGATE\)"),
+        ("ratio(sum(a), b)", "ratio: an aggregate"),
+        ("ratio(sum(a), top(b, 3))", "is no number"),
+        ("ratio(ratio(sum(a), sum(b)), count())", "part of another"),
+    ],
+)
+def test_a_ratio_that_can_not_be_read_is_refused(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Value.parse(text)
 
 
 @pytest.mark.parametrize(
@@ -303,11 +415,18 @@ def test_a_call_that_can_not_be_read_is_refused(text: str, words: str) -> None:
         ("max(a)", pa.bool_()),
         ("percentile(a, 0)", pa.int64()),
         ("percentile(a, 100.1)", pa.int64()),
-        ("percentile(a, nan)", pa.int64()),
+        ("variance(a)", pa.string()),
+        ("top(a, 3)", pa.float64()),
+        ("top(a, 0)", pa.string()),
+        ("top(a, 1001)", pa.string()),
+        ("histogram(a, [1])", pa.string()),
+        ("histogram(a, [2, 1])", pa.int64()),
     ],
 )
 def test_an_aggregate_that_can_not_be_computed_is_refused(text: str, type_: pa.DataType) -> None:
-    with pytest.raises(ValueError, match=r"needs numbers|does not take|percentile is above 0"):
+    with pytest.raises(
+        ValueError, match=r"needs numbers|does not take|percentile is above 0|top takes|bounds are"
+    ):
         Call.parse(text).aggregate(type_)
 
 

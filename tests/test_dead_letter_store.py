@@ -170,7 +170,7 @@ def test_a_crash_in_between_is_told_and_its_letters_are_not_sent_again(tmp_path:
 def test_a_document_is_no_message_to_send(tmp_path: Path) -> None:
     store = ParquetLetters(str(tmp_path), "orders")
     documents = [letter(None, stage="sink", topic="index", key=b"id")] * 2
-    assert replay(NOBODY, documents, store, KafkaConfig("b:1")) == (0, 2, [])
+    assert replay(NOBODY, documents, store, KafkaConfig("b:1")) == (0, 2, [], 0)
 
 
 def test_a_replay_stops_between_transactions(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_of_a_letter_that_is_not_whole_the_original_is_sent(tmp_path: Path) -> N
         cut = [letter(0, value=b"all", whole=False), letter(9, value=b"all", whole=False)]
         with replaying(config, "orders") as transactional:
             result = replay(transactional, cut, store, config)
-        assert result == (1, 0, ["events/3/9#1"])
+        assert result == (1, 0, ["events/3/9#1"], 0)
         copy = fetch(config, Origin("events", 3, 1))
     assert copy is not None
     assert (copy.key(), copy.value()) == (b"k", b"all of it")

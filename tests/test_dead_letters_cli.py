@@ -118,7 +118,9 @@ def test_replayed_events_count_as_if_they_had_never_failed(world: World) -> None
     counts = {row["cause"]: row["count"] for row in world.json("stats")["stats"]}
     assert counts == {"service_failed": 19, "invalid_json": 1}
 
-    assert world.json("replay") == {"sent": 20, "documents": 0, "gone": [], "problems": []}
+    assert world.json("replay") == {
+        "sent": 20, "documents": 0, "gone": [], "late": 0, "problems": [],
+    }  # fmt: skip
     assert world.listed() == []
     assert len(world.listed("--replayed")) == 20
     assert world.json("replay")["sent"] == 0  # a letter is replayed once

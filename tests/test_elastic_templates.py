@@ -102,7 +102,10 @@ def test_alerts_on_transactions_are_mapped_like_any_document() -> None:
 
 
 def test_every_aggregate_has_a_field_type() -> None:
-    calls = {f: "percentile(amount, 5)" if f == "percentile" else f"{f}(amount)" for f in FUNCTIONS}
+    calls = {f: f"{f}(amount)" for f in FUNCTIONS} | {
+        "percentile": "percentile(amount, 5)", "top": "top(city, 5)",
+        "histogram": "histogram(amount, [5])", "ratio": "ratio(sum(amount), count())",
+    }  # fmt: skip
     made = job().model_dump()
     for function, call in calls.items():
         made["metrics"][1]["values"] = {"value": call}

@@ -356,14 +356,14 @@ def test_a_split_between_poll_and_claim_loses_nothing_and_keeps_no_reader_astray
     given: list[OffsetRange] = []
 
     def split() -> None:
-        if parts := reads.tracker.try_split(0.25):
-            given.append(parts[1])
+        assert reads.tracker.try_split(0.25) is None, "no later part is given away"
+        if bundle := reads.tracker.try_split(0):
+            given.append(bundle[1])
         partition.on_poll = lambda: None
 
     partition.on_poll = split
-    bundle = reads.bundle(0, 20)
-    assert (bundle.offsets, given) == (list(range(5)), [OffsetRange(5, 20)])
-    assert reads.bundle(5, 20).offsets == list(range(5, 20))
+    assert (reads.bundle(0, 20).offsets, given) == ([], [OffsetRange(0, 20)])
+    assert reads.bundle(0, 20).offsets == list(range(20))
     assert partition.open == 0
 
 

@@ -73,12 +73,16 @@ def test_a_range_of_which_nothing_was_read_is_not_done_and_an_empty_one_is() -> 
     OffsetTracker(OffsetRange(5, 5)).check_done()
 
 
-@given(st.integers(0, 1000), st.floats(0, 1, exclude_min=True))
-def test_what_never_ends_has_no_middle(start: int, fraction: float) -> None:
-    tracker = OffsetTracker(OffsetRange(start, UNBOUNDED))
-    assert not tracker.is_bounded()
+@given(st.integers(0, 1000), st.floats(0, 1, exclude_min=True), st.sampled_from([9, UNBOUNDED]))
+def test_a_partition_is_read_by_one_reader_in_its_order(
+    start: int, fraction: float, size: int
+) -> None:
+    """Which events are late depends on those before them."""
+    stop = min(start + size, UNBOUNDED)
+    tracker = OffsetTracker(OffsetRange(start, stop))
+    assert tracker.is_bounded() == (stop < UNBOUNDED)
     assert tracker.try_split(fraction) is None
-    assert tracker.try_split(0) == (OffsetRange(start, start), OffsetRange(start, UNBOUNDED))
+    assert tracker.try_split(0) == (OffsetRange(start, start), OffsetRange(start, stop))
     tracker.check_done()
 
 

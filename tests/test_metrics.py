@@ -29,8 +29,9 @@ from velocity.io.records import (
     WithDeadLetters,
     messages,
 )
+from velocity.transforms.metric import Metric
 from velocity.transforms.metrics import WindowedMetrics, _PaneByPane, _ToDocument, document_id
-from velocity.transforms.partials import Metric, PreAggregation
+from velocity.transforms.partials import PreAggregation
 from velocity.transforms.windows import Fixed, Session, Sliding
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

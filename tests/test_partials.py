@@ -16,15 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from velocity.io.records import MESSAGE, TIMESTAMP, messages, rfc3339
-from velocity.transforms.aggregates import Aggregate
+from velocity.transforms.metric import Metric
 from velocity.transforms.partials import (
-    Metric,
     MetricError,
     Partial,
     PreAggregation,
     Reduced,
     merge,
 )
+from velocity.transforms.reduction import Aggregate
 from velocity.transforms.windows import Fixed, Session, Sliding, Window
 
 
@@ -193,7 +193,7 @@ def test_documents_are_those_of_a_plain_recomputation(window: Window, data: Any)
     reduction = PreAggregation(SCHEMA, "at", [metric(window)])
     partials: list[Reduced] = []
     for start, stop in itertools.pairwise(places):
-        found, failures = reduction.reduce(batch(events[start:stop]))
+        found, failures, _ = reduction.reduce(batch(events[start:stop]))
         assert not failures
         partials += found
     random.Random(0).shuffle(partials)
@@ -207,7 +207,7 @@ def test_a_partial_result_is_never_earlier_than_its_batch(
     window: Window, events: list[Event]
 ) -> None:
     """Beam would refuse it, or count it late: the batch's own timestamp is its earliest event."""
-    partials, _ = PreAggregation(SCHEMA, "at", [metric(window)]).reduce(batch(events))
+    partials, *_ = PreAggregation(SCHEMA, "at", [metric(window)]).reduce(batch(events))
     times = [event.at for event in events]
     assert all(min(times) <= reduced.time <= max(times) for reduced in partials)
 
@@ -219,7 +219,7 @@ def test_a_batch_becomes_one_partial_result_for_each_metric_key_and_slice() -> N
         Metric("all", {"n": "count()"}, WINDOWS["fixed"]),
         Metric("run", {"n": "count()"}, WINDOWS["session"], ["city"]),
     ]
-    partials, _ = PreAggregation(SCHEMA, "at", metrics).reduce(batch(events))
+    partials, *_ = PreAggregation(SCHEMA, "at", metrics).reduce(batch(events))
     counts = {
         name: [p.partial[0] for p in partials if p.metric.name == name] for name in ("ten", "all")
     }
@@ -236,7 +236,7 @@ def test_sessions_of_keys_that_take_turns_stay_apart() -> None:
         )
     ]
     reduction = PreAggregation(SCHEMA, "at", [metric(Session(timedelta(seconds=5)))])
-    found, _ = reduction.reduce(batch(events))
+    found, *_ = reduction.reduce(batch(events))
     assert [reduced.partial[0] for reduced in found] == [1] * len(events)
 
 
@@ -246,7 +246,7 @@ def test_a_row_whose_expression_fails_counts_in_no_metric() -> None:
         Metric("all", {"n": "count()"}, WINDOWS["fixed"]),
     ]
     events = [Event("1", True, 1.0, 1, 0), Event("x", True, 1.0, 1, 1), Event("3", True, 1.0, 1, 2)]
-    partials, [(position, error)] = PreAggregation(SCHEMA, "at", metrics).reduce(batch(events))
+    partials, [(position, error)], _ = PreAggregation(SCHEMA, "at", metrics).reduce(batch(events))
     assert (position, "'x'" in error) == (1, True)
     assert [p.partial for p in partials] == [(2, (1, 2)), (2, 2)]
 
@@ -262,14 +262,14 @@ def test_a_condition_that_is_null_is_not_met(where: str) -> None:
 def test_no_rows_give_no_partial_results() -> None:
     reduction = PreAggregation(SCHEMA, "at", [metric(w) for w in [WINDOWS["session"]]])
     empty = pa.RecordBatch.from_pylist([], SCHEMA)
-    assert reduction.reduce(empty) == ([], [])
+    assert reduction.reduce(empty) == ([], [], [])
 
 
 def test_keys_that_look_alike_stay_apart() -> None:
     cities = ["null", None, "", '"', "a/b", "a", "b", "é", "e\u0301", "😀", "[]", "true", "1"]
     events = [Event(city, True, 1.0, 1, 0) for city in cities]
     by_city = Metric("m", {"n": "count()"}, WINDOWS["fixed"], ["city"])
-    partials, _ = PreAggregation(SCHEMA, "at", [by_city]).reduce(batch(events))
+    partials, *_ = PreAggregation(SCHEMA, "at", [by_city]).reduce(batch(events))
     assert [json.loads(p.key) for p in partials] == [["m", city] for city in cities]
     assert len({p.key for p in partials}) == len(cities)
 

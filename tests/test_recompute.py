@@ -78,6 +78,8 @@ def test_values_are_worked_out_over_all_events_at_once() -> None:
     values = {
         "sum": "sum(v)", "mean": "mean(v)", "least": "min(v)", "last": 'max("at")',
         "keys": "distinct(k)", "p50": "percentile(v, 50)", "given": "count(v)",
+        "variance": "variance(v * 10)", "first": "first(k)", "latest": "last(k)",
+        "top": "top(k, 1)", "histogram": "histogram(v, [0.2])", "share": "ratio(sum(v), count())",
     }  # fmt: skip
     metric = job(window={"fixed": "1m"}, values=values, by=["c"], where="v IS NULL OR v > 0")
     messages = [
@@ -91,6 +93,8 @@ def test_values_are_worked_out_over_all_events_at_once() -> None:
     assert {name: value.value for name, value in document.values.items()} == {
         "sum": 0.30000000000000004, "mean": 0.15000000000000002, "least": 0.1,
         "last": "2026-01-01T00:00:03.000Z", "keys": 2, "p50": 0.1, "given": 2,
+        "variance": 0.5, "first": "a", "latest": "a", "top": [{"value": "a", "count": 2}],
+        "histogram": {"bounds": [0.2], "counts": [1, 1]}, "share": 0.10000000000000002,
     }  # fmt: skip
 
 

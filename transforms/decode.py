@@ -14,7 +14,7 @@ from apache_beam.pvalue import TaggedOutput
 
 from velocity.io.records import (
     MESSAGE,
-    MESSAGES,
+    ORIGIN,
     TIMESTAMP,
     Cause,
     Decoded,
@@ -28,6 +28,7 @@ from velocity.io.records import (
     dead_letters,
     main_of,
     now,
+    origins,
 )
 from velocity.transforms.fields import FIRST_MILLI, LAST_MILLI, Field
 from velocity.transforms.json_diagnosis import MISSING
@@ -80,7 +81,7 @@ class JsonDecoder:
         return pa.schema(
             [
                 *(pa.field(name, field.arrow) for name, field in self.fields.items()),
-                pa.field(MESSAGE, pa.struct(list(MESSAGES)), nullable=False),
+                pa.field(MESSAGE, ORIGIN, nullable=False),
             ]
         )
 
@@ -96,7 +97,7 @@ class JsonDecoder:
         origin = messages if len(kept) == len(texts) else messages.take(pa.array(kept))
         for position, cause, error in self._implausible(columns, origin):
             failures.append(Failure(int(kept[position]), cause, error))
-        batch = pa.RecordBatch.from_arrays([*columns, origin.to_struct_array()], schema=self.schema)
+        batch = pa.RecordBatch.from_arrays([*columns, origins(origin)], schema=self.schema)
         if failures:
             failures.sort()
             failed = pa.array([f.position for f in failures], pa.int64())

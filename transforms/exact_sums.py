@@ -4,7 +4,7 @@ A plain sum of floats depends on the order of its terms, and so on how batches w
 is that of long accumulators (Kulisch 1971), here as wide as a batch needs.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -42,13 +42,23 @@ def limbs(values: pa.Array) -> tuple[list[int], list[pa.Array]]:
     if high <= headroom and np.array_equal(rest, np.trunc(rest)):
         return [0], [column(rest.astype(np.int64))]
     low, width = int(exponents.min()) - 53, min(40, headroom)
-    shifts, columns = [], []
+    shifts, columns = list[int](), list[pa.Array]()
     for shift in reversed(range(low, high, width)):
         limb = np.trunc(np.ldexp(rest, -shift))
         rest = rest - np.ldexp(limb, shift)  # exact: it takes the leading bits away
         shifts.append(shift)
         columns.append(column(limb.astype(np.int64)))
     return shifts, columns
+
+
+def exact_terms(values: Sequence[float]) -> list[Exact]:
+    """Numbers, whole or not, as exact pairs.
+
+    >>> exact_terms([3, 0.75])
+    [(3, 0), (3, -2)]
+    """
+    pairs = (value.as_integer_ratio() for value in values)
+    return [(over, 1 - under.bit_length()) for over, under in pairs]  # under is a power of two
 
 
 def add(terms: Iterable[Exact]) -> Exact:

@@ -137,7 +137,12 @@ def columns_in(expression: str, columns: Collection[str]) -> set[str]:
 
 
 def failed_rows(
-    rows: pa.RecordBatch, failures: Sequence[tuple[int, str]], *, stage: Stage, failed_at: datetime
+    rows: pa.RecordBatch,
+    failures: Sequence[tuple[int, str]],
+    *,
+    stage: Stage,
+    failed_at: datetime,
+    cause: Cause = Cause.EXPRESSION_FAILED,
 ) -> pa.RecordBatch:
     """Dead letters of the rows (with ``MESSAGE``) at the positions of ``failures``, of which there
     is at least one."""
@@ -145,7 +150,7 @@ def failed_rows(
     return dead_letters(
         messages_of(rows.take(pa.array(positions))),
         stage=stage,
-        causes=[Cause.EXPRESSION_FAILED] * len(errors),
+        causes=[cause] * len(errors),
         errors=errors,
         failed_at=failed_at,
     )

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any, Final
 
 import apache_beam as beam
@@ -25,6 +26,7 @@ from apache_beam.utils.timestamp import Duration, Timestamp
 from apache_beam.utils.windowed_value import PaneInfoTiming
 
 from velocity.io.records import (
+    Cause,
     Document,
     Stage,
     WithDeadLetters,
@@ -33,7 +35,8 @@ from velocity.io.records import (
     now,
 )
 from velocity.transforms.expressions import failed_rows
-from velocity.transforms.partials import Metric, Partial, PreAggregation, merge
+from velocity.transforms.metric import Metric
+from velocity.transforms.partials import Partial, PreAggregation, merge
 from velocity.transforms.windows import Session
 
 _GATHER_EVERY: Final = timedelta(seconds=10)
@@ -45,7 +48,10 @@ class WindowedMetrics(beam.PTransform):
     """Batches of rows, or ``WithDeadLetters`` of them, to ``WithDeadLetters`` of ``Document``.
 
     ``schema`` is that of the rows, ``event_time`` the column that decides which windows a row
-    counts in. A row for which an expression fails becomes a dead letter and counts in no metric.
+    counts in. A row for which an expression fails becomes a dead letter and counts in no metric. One
+    that came too late for some metrics is a dead letter that names them, and counts in the others;
+    which do is known by its partition's watermark (``ORIGIN``). Rows without it are late by the
+    runner's watermark, and it drops them.
     """
 
     def __init__(
@@ -103,14 +109,16 @@ class _PreAggregate(beam.DoFn):
         self._partials = counter("partials")
 
     def process(self, rows: pa.RecordBatch) -> Iterator[Any]:
-        reduced, failures = self._reduction.reduce(rows)
+        reduced, failures, late = self._reduction.reduce(rows)
         self._partials.inc(len(reduced))
         for metric, key, time, partial in reduced:
             at = Timestamp(micros=time * 1000)
             yield TaggedOutput(self._tag_of[metric.name], TimestampedValue((key, partial), at))
-        if failures:
-            failed = failed_rows(rows, failures, stage=Stage.METRICS, failed_at=self._clock())
-            yield TaggedOutput("dead_letters", failed)
+        for cause, some in ((Cause.EXPRESSION_FAILED, failures), (Cause.LATE, late)):
+            if some:
+                at = self._clock()
+                dead = failed_rows(rows, some, stage=Stage.METRICS, cause=cause, failed_at=at)
+                yield TaggedOutput("dead_letters", dead)
 
 
 class _Windowed(beam.PTransform):
@@ -218,7 +226,7 @@ class _ToDocument:
 
     def __init__(self, job: str, reduction: PreAggregation) -> None:
         self._job = job
-        self._aggregates = reduction.aggregates
+        self._aggregates, self._values = reduction.aggregates, reduction.values
         self._metrics = {metric.name: metric for metric in reduction.metrics}
 
     def merge(self, key: bytes, partials: Iterable[Partial]) -> Partial:
@@ -236,16 +244,19 @@ class _ToDocument:
             window_start=start,
             window_end=end,
             dimensions=dict(zip(metric.by, dimensions, strict=True)),
-            values={
-                value: aggregate.result(state)
-                for value, aggregate, state in zip(
-                    metric.values, self._aggregates[name], states, strict=True
-                )
-            },
+            values=self._results(name, states),
             events=events,
             pane=_PANES.get(timing, "on_time"),
             id=document_id(self._job, name, start, dimensions),
         )
+
+    def _results(self, metric: str, states: Sequence[Any]) -> dict[str, Any]:
+        calls = zip(self._aggregates[metric], states, strict=True)
+        results = iter([aggregate.result(state) for aggregate, state in calls])
+        return {
+            name: value.result(list(islice(results, len(value.calls))))
+            for name, value in self._values[metric].items()
+        }
 
 
 _PANES: Final = {PaneInfoTiming.EARLY: "early", PaneInfoTiming.LATE: "late"}

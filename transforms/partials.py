@@ -2,47 +2,21 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from velocity.io.records import MESSAGE, TIMESTAMP, rfc3339
-from velocity.transforms.aggregates import Aggregate, Call
+from velocity.io.records import MESSAGE, TIMESTAMP, rfc3339, watermarks_of
+from velocity.transforms.aggregates import Call, Value
 from velocity.transforms.expressions import ExpressionError, Expressions
+from velocity.transforms.lateness import Lateness
+from velocity.transforms.metric import Metric
+from velocity.transforms.reduction import Aggregate
 from velocity.transforms.windows import Session, Window
 
 Partial = tuple[Any, ...]
-"""The number of events, then the state of each of the metric's values."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """What is counted: which events, by which columns, in which windows, shown when."""
-
-    name: str
-    values: Mapping[str, str]
-    """Names in the document, each with its aggregate: ``sum(amount)``."""
-    window: Window
-    by: Sequence[str] = ()
-    """Columns whose values make the key."""
-    where: str | None = None
-    """A SQL condition that an event must meet to count."""
-    early: timedelta | None = None
-    """How often a window that is still open shows what it has, in processing time."""
-    lateness: timedelta = timedelta(0)
-    """How long after the watermark has passed a window late events still count in it."""
-
-    def __post_init__(self) -> None:
-        if self.early is not None and (self.early % _SECOND or self.early < _SECOND):
-            raise ValueError(f"metric {self.name}, early: whole seconds, at least one, are wanted")
-        if self.lateness < timedelta(0):
-            raise ValueError(f"metric {self.name}, lateness: zero or more is wanted")
-
-
-_SECOND: Final = timedelta(seconds=1)
+"""The number of events, then the state of each call of the metric's values."""
 
 
 class Reduced(NamedTuple):
@@ -60,6 +34,8 @@ class Reduction(NamedTuple):
 
     partials: Sequence[Reduced]
     failures: Sequence[tuple[int, str]]
+    late: Sequence[tuple[int, str]]
+    """Rows that came too late for some metrics, which the errors name; they count in the others."""
 
 
 class MetricError(ValueError):
@@ -69,6 +45,7 @@ class MetricError(ValueError):
 class PreAggregation:
     """Reduces batches of one schema for a number of metrics.
 
+    >>> from datetime import timedelta
     >>> from velocity.transforms.windows import Fixed
     >>> minute = Fixed(timedelta(minutes=1))
     >>> rows = pa.RecordBatch.from_pydict({
@@ -91,9 +68,16 @@ class PreAggregation:
         if repeated := {name for name in names if names.count(name) > 1}:
             raise MetricError(f"metric {min(repeated)}: given twice; rename one of them")
         schema = pa.schema([column for column in schema if column.name != MESSAGE])
-        self._calls = {
-            metric.name: [_about(metric, Call.parse, call) for call in metric.values.values()]
+        self.values: Mapping[str, Mapping[str, Value]] = {
+            metric.name: {
+                name: _about(metric, Value.parse, text) for name, text in metric.values.items()
+            }
             for metric in metrics
+        }
+        """Of each metric, by its name: its values by theirs."""
+        self._calls = {
+            metric.name: [call for value in values.values() for call in value.calls]
+            for metric, values in zip(metrics, self.values.values(), strict=True)
         }
         self._expressions = _expressions(schema, metrics, self._calls)
         self.columns: Mapping[str, pa.DataType] = {
@@ -107,11 +91,19 @@ class PreAggregation:
             ]
             for metric in metrics
         }
-        """Of each metric, by its name and in the order of its values."""
+        """Of each metric, by its name: one for each call of its values, in their order."""
         for metric in metrics:
             self._check(metric)
 
     def _check(self, metric: Metric) -> None:
+        for name, value in self.values[metric.name].items():
+            for call in value.calls if len(value.calls) > 1 else ():
+                type_ = self.columns.get(call.expression or "", pa.bool_())
+                if call.function in ("min", "max") and not _is_number(type_):
+                    raise MetricError(
+                        f"metric {metric.name}, {name}: ratio: {call.expression} is of type "
+                        f"{type_}; divide numbers"
+                    )
         for column in metric.by:
             if column not in self.columns:
                 raise MetricError(f"metric {metric.name}, by: unknown column {column}")
@@ -127,20 +119,30 @@ class PreAggregation:
             )
 
     def reduce(self, rows: pa.RecordBatch) -> Reduction:
-        """Partial results of all metrics; a row for which an expression fails counts in none."""
+        """Partial results of all metrics; a row for which an expression fails counts in none.
+
+        A row is late for a metric if the watermark before it (``ORIGIN``) had passed the end of its
+        window by the metric's lateness. No runner drops what is left: its watermark is behind that.
+        """
         columns, positions, failures = self._expressions.evaluate(rows)
         if failures:
             rows = rows.take(pa.array(positions))
         arrays = dict(zip(rows.schema.names, rows.columns, strict=True))
         arrays |= dict(zip(columns.schema.names, columns.columns, strict=True))
         times = arrays[self._event_time].view(pa.int64())
+        lateness = Lateness(times, watermarks_of(rows).view(pa.int64()))
         partials: list[Reduced] = []
         for metric in self.metrics:
-            partials += self._reduce(metric, arrays, times)
-        return Reduction(partials, failures)
+            partials += self._reduce(metric, arrays, times, lateness)
+        late = [(int(positions[row]), error) for row, error in lateness.errors()]
+        return Reduction(partials, failures, late)
 
     def _reduce(
-        self, metric: Metric, arrays: Mapping[str, pa.Array], times: pa.Array
+        self,
+        metric: Metric,
+        arrays: Mapping[str, pa.Array],
+        times: pa.Array,
+        lateness: Lateness,
     ) -> Iterator[Reduced]:
         calls = self._calls[metric.name]
         always = pa.repeat(True, len(times))  # what count() counts
@@ -150,23 +152,25 @@ class PreAggregation:
         table = pa.table(
             [*keys, *values, times], [*names, *(f"v{i}" for i in range(len(values))), "t"]
         )
-        if metric.where:
-            table = table.filter(arrays[metric.where])
+        wanted = lateness.admitted(metric, arrays[metric.where] if metric.where else None)
+        if wanted is not None:
+            table = table.filter(wanted)
         if not table.num_rows:
             return
         table = table.combine_chunks()
         table = table.append_column("slice", _slices(metric.window, table, names))
+        instants = table["t"].combine_chunks()
         reductions = [
-            aggregate.reduce(table[f"v{i}"].combine_chunks())
+            aggregate.reduce(table[f"v{i}"].combine_chunks(), instants)
             for i, aggregate in enumerate(self.aggregates[metric.name])
         ]
-        wanted: list[tuple[Any, str]] = [("t", "min"), ("t", "max"), ([], "count_all")]
+        columns: list[tuple[Any, str]] = [("t", "min"), ("t", "max"), ([], "count_all")]
         for i, reduction in enumerate(reductions):
             for j, (column, function) in enumerate(reduction.columns):
                 table = table.append_column(f"r{i}_{j}", column)
-                wanted.append((f"r{i}_{j}", function))
+                columns.append((f"r{i}_{j}", function))
         # One thread: the core belongs to Beam, and groups come in the order of their first row.
-        grouped = table.group_by([*names, "slice"], use_threads=False).aggregate(wanted)
+        grouped = table.group_by([*names, "slice"], use_threads=False).aggregate(columns)
         states = [
             reduction.states(
                 *(
@@ -238,6 +242,11 @@ def _expressions(
                 _about(metric, Expressions, schema, {expression: expression})
                 wanted[expression] = expression
     return Expressions(schema, wanted)
+
+
+def _is_number(type_: pa.DataType) -> bool:
+    types = pa.types
+    return bool(types.is_integer(type_) or types.is_floating(type_) or types.is_decimal(type_))
 
 
 def _about(metric: Metric, make: Any, *arguments: Any) -> Any:

@@ -1,4 +1,8 @@
-"""Windows of event time: which slice of time an event counts in, and Beam's window functions."""
+"""Windows of event time: which slice of time an event counts in, and Beam's window functions.
+
+Each kind says of an event's time when its window begins and when it is closed, lateness aside: once
+a watermark has come so far, the event is late.
+"""
 
 import math
 from dataclasses import dataclass
@@ -14,12 +18,13 @@ Millis = npt.NDArray[np.int64]
 _MILLISECOND: Final = timedelta(milliseconds=1)
 
 
-def _millis(duration: timedelta) -> int:
+def millis(duration: timedelta) -> int:
+    """The whole milliseconds of a duration."""
     return duration // _MILLISECOND
 
 
 def _beam(duration: timedelta) -> Duration:
-    return Duration(micros=_millis(duration) * 1000)
+    return Duration(micros=millis(duration) * 1000)
 
 
 def _require_positive(**durations: timedelta) -> None:
@@ -49,11 +54,17 @@ class Fixed:
 
     def slices(self, times: Millis) -> Millis:
         """The slice of each time: events of one slice share all their windows."""
-        return times - (times - _millis(self.offset)) % _millis(self.size)
+        return times - (times - millis(self.offset)) % millis(self.size)
+
+    def begins(self, times: Millis) -> Millis:
+        return self.slices(times)
+
+    def closes(self, times: Millis) -> Millis:
+        return self.slices(times) + millis(self.size)
 
     def window_fn(self) -> beam_window.WindowFn:
         return beam_window.FixedWindows(
-            _beam(self.size), Timestamp(micros=_millis(self.offset) * 1000)
+            _beam(self.size), Timestamp(micros=millis(self.offset) * 1000)
         )
 
     def __str__(self) -> str:
@@ -76,7 +87,15 @@ class Sliding:
 
     def slices(self, times: Millis) -> Millis:
         """Windows begin and end at multiples of gcd(size, every) only."""
-        return times - times % math.gcd(_millis(self.size), _millis(self.every))
+        return times - times % math.gcd(millis(self.size), millis(self.every))
+
+    def begins(self, times: Millis) -> Millis:
+        """Of the first of each time's windows."""
+        return self.closes(times) - millis(self.size)
+
+    def closes(self, times: Millis) -> Millis:
+        """As the first of each time's windows does: an event counts in all of them or in none."""
+        return times + millis(self.every) - (times - millis(self.size)) % millis(self.every)
 
     def window_fn(self) -> beam_window.WindowFn:
         return beam_window.SlidingWindows(_beam(self.size), _beam(self.every))
@@ -87,7 +106,12 @@ class Sliding:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A window for each run of a key's events that are less than ``gap`` apart."""
+    """A window for each run of a key's events that are less than ``gap`` apart.
+
+    An event is late as soon as the watermark has passed its own time: were it admitted for a gap
+    longer, then it would depend on the pace of a run whether it still finds the session that it
+    belongs to, or begins another.
+    """
 
     gap: timedelta
 
@@ -104,7 +128,7 @@ class Session:
         key, time = keys[order], times[order]
         begins = np.empty(len(order), bool)
         begins[:1] = True
-        begins[1:] = (key[1:] != key[:-1]) | (time[1:] - time[:-1] >= _millis(self.gap))
+        begins[1:] = (key[1:] != key[:-1]) | (time[1:] - time[:-1] >= millis(self.gap))
         runs = np.empty(len(order), np.int64)
         runs[order] = np.cumsum(begins) - 1
         return runs
@@ -120,8 +144,15 @@ class Session:
         """
         if first == last:
             return []
-        step = max(_millis(self.gap) - 1, 1)
+        step = max(millis(self.gap) - 1, 1)
         return [*range(first + step, last, step), last]
+
+    def begins(self, times: Millis) -> Millis:
+        """Not before; where the session begins only its other events know."""
+        return times
+
+    def closes(self, times: Millis) -> Millis:
+        return times + 1
 
     def window_fn(self) -> beam_window.WindowFn:
         return beam_window.Sessions(_beam(self.gap))
