@@ -28,7 +28,9 @@ _LOG: Final = logging.getLogger(__name__)
 _POLL_EVERY: Final = Duration(micros=200_000)
 
 _TRACKER: Final = beam.DoFn.RestrictionParam(OffsetRestrictions())
-_FINALIZER: Final = beam.DoFn.BundleFinalizerParam  # Beam passes it by its place, after the element
+_FINALIZER: Final = (
+    beam.DoFn.BundleFinalizerParam
+)  # as a timestamp, by its place: before the others
 _WATERMARK: Final = beam.DoFn.WatermarkEstimatorParam(ForwardWatermarkProvider())
 
 
@@ -184,10 +186,10 @@ class ReadUnbounded(Read):
     def process(
         self,
         element: Partition,
+        found_at: Any = beam.DoFn.TimestampParam,
         finalizer: Any = _FINALIZER,
         tracker: Any = _TRACKER,
         watermark: Any = _WATERMARK,
-        found_at: Any = beam.DoFn.TimestampParam,
     ) -> Iterator[Any]:
         watermark.advance(found_at)
         yield from self.read_bundle(element, tracker, watermark, finalizer)
