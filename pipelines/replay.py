@@ -1,6 +1,6 @@
 """A replay: a job's graph over a stretch of its history, part by part, to the same documents."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -18,8 +18,8 @@ from velocity.io.lookup import Lookup
 from velocity.io.pace import BudgetedLookup, CountedLookup, Limits, Pace
 from velocity.io.records import MESSAGE, TIMESTAMP
 from velocity.pipelines.graph import Graph, window_of
-from velocity.pipelines.job import EnrichmentSpec, FieldSpec, Job
-from velocity.transforms.aggregates import Call
+from velocity.pipelines.job import EnrichmentSpec, FieldSpec, Job, MetricSpec
+from velocity.transforms.aggregates import Value
 from velocity.transforms.decode import Decode, JsonDecoder
 from velocity.transforms.expressions import columns_in
 from velocity.transforms.fields import TYPES
@@ -251,7 +251,7 @@ def enriched_already(job: Job) -> Job:
     stored = Graph(job, {}).protected_schema
     fields = {c.name: FieldSpec(type=_TYPES[c.type]) for c in stored if c.name != MESSAGE}
     by_metrics = used(
-        [e for m in job.metrics for e in (m.where, *map(_argument, m.values.values())) if e],
+        [e for m in job.metrics for e in (m.where, *_arguments(m)) if e],
         [*fields, *job.derive],
     ) | {column for metric in job.metrics for column in metric.by}
     derive = {name: sql for name, sql in job.derive.items() if name in by_metrics}
@@ -277,5 +277,6 @@ def used(expressions: Sequence[str], columns: Sequence[str]) -> set[str]:
     return {name for expression in expressions for name in columns_in(expression, columns)}
 
 
-def _argument(call: str) -> str | None:
-    return Call.parse(call).expression
+def _arguments(metric: MetricSpec) -> Iterator[str | None]:
+    for text in metric.values.values():
+        yield from (call.expression for call in Value.parse(text).calls)
