@@ -9,6 +9,7 @@ from datetime import timedelta
 from decimal import Decimal
 from functools import partial
 from math import isfinite
+from threading import Lock
 from time import monotonic
 from typing import Any, Final
 
@@ -109,6 +110,7 @@ class Readers(ABC):
     def __init__(self, registry: SchemaRegistry, clock: Callable[[], float] = monotonic) -> None:
         self._registry, self._client = registry, registry.open()
         self._readers: dict[int, Read] = {}
+        self._lock = Lock()
         self._unknown: TTLCache[int, str] = TTLCache(
             100_000, _UNKNOWN_FOR.total_seconds(), timer=clock
         )
@@ -117,18 +119,22 @@ class Readers(ABC):
         """Raises ``UnknownSchema``, which is the message's fault, or ``RegistryUnavailable``."""
         if (read := self._readers.get(number)) is not None:
             return read
+        with self._lock:  # bundles of several partitions run at a time
+            if (read := self._readers.get(number)) is None:
+                read = self._readers[number] = self._new(number)
+        return read
+
+    def _new(self, number: int) -> Read:
         if (error := self._unknown.get(number)) is not None:
             raise UnknownSchema(error)
         try:
             schema = self._ask(f"get schema {number}", lambda: self._schema(number))
             if schema.schema_type != self.KIND:
                 raise UnknownSchema(f"schema {number} is {schema.schema_type}, not {self.KIND}")
-            read = self.read(schema)
+            return self.read(schema)
         except UnknownSchema as unknown:
             self._unknown[number] = str(unknown)
             raise
-        self._readers[number] = read
-        return read
 
     @abstractmethod
     def read(self, schema: Schema) -> Read:
