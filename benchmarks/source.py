@@ -1,0 +1,350 @@
+"""Measures the Kafka source on Flink beside Beam's cross-language KafkaIO and a bare consumer loop.
+
+    python benchmarks/source.py
+
+It starts a Kafka of its own (Java and Maven are needed), fills topics of four partitions with JSON
+events of 200 bytes and of 2 KB, and reads each from its beginning: by confluent-kafka alone; by
+``ReadFromKafka`` as batches, decoded, and decoded and deduplicated; and by Beam's ``ReadFromKafka`` in
+Java with its harness embedded in the runner, as messages and decoded with orjson. All but the bare
+loop run on one Flink inside Beam's job server, with a Python worker in this process. The clock runs
+from the first events that a step after the source has seen to the last; each event must be seen once.
+The last column is what the processors did for an event, in this process and in the runner's: it says more
+than the clock where other work shares the machine.
+"""
+
+import argparse
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import apache_beam as beam
+import orjson
+import pyarrow as pa
+from apache_beam.io import kafka as cross_language
+from apache_beam.options.pipeline_options import PipelineOptions
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from velocity.io.kafka import ReadFromKafka
+from velocity.io.kafka_config import KafkaConfig
+from velocity.runners.jobserver import job_server_jar
+from velocity.runners.stack_java import installed_jdks, need_jdk, need_maven
+from velocity.runners.stack_packages import LOCK, Tools, copy_jars, digest, make_once, verify
+from velocity.runners.stack_paths import cache_folder
+from velocity.runners.stack_state import read_state
+from velocity.transforms.decode import JsonDecoder
+from velocity.transforms.deduplicate import Deduplicate
+from velocity.transforms.fields import Field
+
+PARTITIONS = 4
+START = datetime(2026, 1, 1, tzinfo=UTC)
+DECODER = JsonDecoder(
+    {
+        "event_id": Field("string"),
+        "event_type": Field("string"),
+        "event_time": Field("timestamp_ms"),
+        "provider_id": Field("string"),
+        "amount": Field("int64"),
+    },
+    "event_time",
+)
+JOB_SERVER = "org.apache.beam.runners.flink.FlinkJobServerDriver"
+SILENCE = 120.0
+"""Seconds without a new event after which a run has failed."""
+
+
+class Seen:
+    """How many events came, and when; of this process, in which the Python workers are threads."""
+
+    lock = threading.Lock()
+    events = 0
+    first = last = (0.0, 0.0)
+    """Seconds of the clock, and of processors in this process and ``servers``."""
+    servers: ClassVar[list[int]] = []
+
+    @classmethod
+    def reset(cls) -> None:
+        cls.events, cls.first, cls.last = 0, (0.0, 0.0), (0.0, 0.0)
+
+    @classmethod
+    def add(cls, events: int) -> None:
+        with cls.lock:
+            cpu = time.process_time() + sum(map(cpu_seconds, cls.servers))
+            cls.last = time.perf_counter(), cpu
+            if not cls.events:
+                cls.first, cls.skipped = cls.last, events  # which came before
+            cls.events += events
+
+    skipped = 0
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process has had of the processors, user and system."""
+    fields = (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class Rate(NamedTuple):
+    """Of one run."""
+
+    events: float
+    """A second."""
+    cpu: float
+    """Microseconds of processors for each event."""
+
+
+class Count(beam.DoFn):
+    """Adds to ``Seen`` the rows of each batch, and elements by the thousand."""
+
+    def start_bundle(self) -> None:
+        self.events = 0
+
+    def process(self, element: Any) -> None:
+        self.events += element.num_rows if isinstance(element, pa.RecordBatch) else 1
+        if self.events >= 1_000:
+            self.finish_bundle()
+
+    def finish_bundle(self) -> None:
+        import __main__
+
+        if self.events:
+            __main__.Seen.add(self.events)
+            self.events = 0
+
+
+def fill(servers: str, topic: str, events: int, size: int) -> None:
+    admin = AdminClient({"bootstrap.servers": servers})
+    admin.create_topics([NewTopic(topic, PARTITIONS, 1)])[topic].result(30)
+    producer = Producer({"bootstrap.servers": servers, "linger.ms": 50, "batch.size": 1_000_000})
+    millis = int(START.timestamp() * 1000)
+    for number in range(events):
+        event = orjson.dumps(
+            {
+                "event_id": f"{number:032x}",
+                "event_type": "order.created",
+                "event_time": millis + number,
+                "provider_id": f"pharmacy-{number % 300:04d}",
+                "amount": 1000 * (number % 500),
+                "note": "",
+            }
+        )
+        value = event[:-2] + b"x" * (size - len(event)) + event[-2:]
+        while True:
+            try:
+                producer.produce(topic, value, partition=number % PARTITIONS)
+                break
+            except BufferError:
+                producer.poll(0.1)
+    producer.flush()
+
+
+# -- What is measured -----------------------------------------------------------------------------
+
+
+def bare(servers: str, topic: str, events: int) -> None:
+    """The least that a program in Python can do with each message: it has its value."""
+    consumer = Consumer({"bootstrap.servers": servers, "group.id": "bare"})
+    consumer.assign([TopicPartition(topic, number, 0) for number in range(PARTITIONS)])
+    while Seen.events < events:
+        Seen.add(sum(1 for message in consumer.consume(5_000, 1.0) if message.value()))
+    consumer.close()
+
+
+Read = Callable[[beam.Pipeline, str, str], beam.PCollection]
+
+
+def velocity(pipeline: beam.Pipeline, servers: str, topic: str) -> beam.PCollection:
+    return pipeline | ReadFromKafka(KafkaConfig(servers), [topic])
+
+
+def velocity_decoded(pipeline: beam.Pipeline, servers: str, topic: str) -> beam.PCollection:
+    return (pipeline | ReadFromKafka(KafkaConfig(servers), [topic], decoder=DECODER)).main
+
+
+def velocity_deduplicated(pipeline: beam.Pipeline, servers: str, topic: str) -> beam.PCollection:
+    rows = velocity_decoded(pipeline, servers, topic)
+    return rows | Deduplicate("event_id", event_time="event_time", horizon=timedelta(hours=1))
+
+
+def kafka_io(pipeline: beam.Pipeline, servers: str, topic: str) -> beam.PCollection:
+    import __main__
+
+    config = {"bootstrap.servers": servers, "auto.offset.reset": "earliest", "group.id": "java"}
+    return pipeline | cross_language.ReadFromKafka(
+        config, [topic], expansion_service=__main__.EXPANSION
+    )
+
+
+def kafka_io_decoded(pipeline: beam.Pipeline, servers: str, topic: str) -> beam.PCollection:
+    messages = kafka_io(pipeline, servers, topic)
+    return messages | beam.Map(lambda message: orjson.loads(message[1]))
+
+
+CASES: dict[str, Read | None] = {
+    "confluent-kafka, bare loop": None,
+    "ReadFromKafka": velocity,
+    "ReadFromKafka + JSON": velocity_decoded,
+    "ReadFromKafka + JSON + Deduplicate": velocity_deduplicated,
+    "KafkaIO (Java)": kafka_io,
+    "KafkaIO (Java) + JSON": kafka_io_decoded,
+}
+EXPANSION = ""
+"""The address of the expansion service."""
+
+
+def measure(case: str, servers: str, topic: str, events: int) -> Rate:
+    read = CASES[case]
+    Seen.reset()
+    if read is None:
+        bare(servers, topic, events)
+    else:
+        on_flink(read, servers, topic, events)
+    if Seen.events != events:
+        raise SystemExit(f"{case}: {Seen.events} events were seen of {events}")
+    counted = events - Seen.skipped
+    clock, cpu = (last - first for first, last in zip(Seen.first, Seen.last, strict=True))
+    return Rate(counted / clock, cpu / counted * 1e6)
+
+
+def on_flink(read: Read, servers: str, topic: str, events: int) -> None:
+    """Each on a Flink of its own: the one in the job server goes on with jobs that are cancelled."""
+    port = free_port()
+    flink = ["--flink-master=[local]", f"--job-port={port}", "--artifact-port=0"]
+    options = PipelineOptions(
+        [
+            "--runner=PortableRunner",
+            f"--job_endpoint=127.0.0.1:{port}",
+            "--environment_type=LOOPBACK",
+            "--streaming",
+            "--parallelism=2",
+            "--checkpointing_interval=10000",
+            "--finish_bundle_before_checkpointing",
+        ]
+    )
+    with java(JOB_SERVER, *flink, "--expansion-port=0", port=port) as server:
+        Seen.servers = [server]
+        pipeline = beam.Pipeline(options=options)
+        _ = read(pipeline, servers, topic) | "Count" >> beam.ParDo(Count())
+        job = pipeline.run()
+        heard, before = time.monotonic(), 0
+        while Seen.events < events:
+            time.sleep(0.1)
+            if Seen.events > before:
+                heard, before = time.monotonic(), Seen.events
+            elif time.monotonic() - heard > SILENCE:
+                raise SystemExit(f"nothing came for {SILENCE:.0f} s after {before} events")
+        time.sleep(2)  # what comes too much would come now
+        job.cancel()
+        Seen.servers = []
+
+
+# -- Servers --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def kafka() -> Iterator[str]:
+    with tempfile.TemporaryDirectory(prefix="velocity-source-") as folder:
+        stack = [sys.executable, "-m", "velocity.runners.stack_cli"]
+        environ = {**os.environ, "VELOCITY_STATE": folder}
+        try:
+            subprocess.run([*stack, "up", "kafka"], env=environ, check=True)
+            yield read_state(Path(folder)).address("kafka") or ""
+        finally:
+            subprocess.run([*stack, "down"], env=environ, check=True)
+
+
+@contextmanager
+def java(main: str, *arguments: str, port: int) -> Iterator[int]:
+    """The pid of a Java program that listens at a port, from the job server's jar and those of KafkaIO."""
+    tools = Tools(
+        need_maven,
+        lambda: need_jdk(installed_jdks(), user="Beam", oldest=11, newest=21, best=17),
+    )
+    source = Path(__file__).parent / "java"
+
+    def make(folder: Path) -> None:
+        copy_jars(source / "pom.xml", folder, tools)
+        verify(folder, source / LOCK)
+
+    key = digest(source / "pom.xml", source / LOCK)
+    jars = make_once(cache_folder() / f"kafka-io-{key}", make)
+    command = [tools.jdk().java, "-Xmx3g", "-cp", f"{job_server_jar()}:{jars}/*", main, *arguments]
+    with (
+        tempfile.TemporaryFile() as log,
+        subprocess.Popen(command, stdout=log, stderr=log) as server,
+    ):
+        try:
+            while not listening(port):
+                if server.poll() is not None:
+                    log.seek(0)
+                    raise SystemExit(log.read().decode(errors="replace"))
+                time.sleep(0.2)
+            yield server.pid
+        finally:
+            server.kill()  # Flink would first try to end its jobs
+
+
+def listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def main() -> None:
+    global EXPANSION
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--megabytes", type=int, default=150, help="in each topic")
+    parser.add_argument("--runs", type=int, default=3, help="of which the median is told")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[200, 2_000])
+    parser.add_argument("--cases", nargs="+", default=list(CASES))
+    given = parser.parse_args()
+    expansion = free_port()
+    service = "org.apache.beam.sdk.expansion.service.ExpansionService"
+    with ExitStack() as servers:
+        address = servers.enter_context(kafka())
+        embedded = "--defaultEnvironmentType=EMBEDDED"
+        servers.enter_context(java(service, str(expansion), embedded, port=expansion))
+        EXPANSION = f"127.0.0.1:{expansion}"
+        print("| bytes | events | read by | events/s | of bare | CPU µs/event |")
+        print("| --- | --- | --- | --- | --- | --- |")
+        for size in given.sizes:
+            events, topic = given.megabytes * 1_000_000 // size, f"bytes-{size}"
+            fill(address, topic, events, size)
+            # Paired: each round runs all cases, so that what else the machine does hits all.
+            runs: dict[str, list[Rate]] = {case: [] for case in given.cases}
+            for _ in range(given.runs):
+                for case in given.cases:
+                    runs[case].append(measure(case, address, topic, events))
+                    print(f"{size} bytes, {case}: {runs[case][-1]}", file=sys.stderr, flush=True)
+            medians = {
+                case: Rate(*(statistics.median(column) for column in zip(*found, strict=True)))
+                for case, found in runs.items()
+            }
+            first = next(iter(medians.values())).events
+            for case, rate in medians.items():
+                print(
+                    f"| {size:,} | {events:,} | {case} | {rate.events:,.0f} "
+                    f"| {rate.events / first:.2f} | {rate.cpu:.1f} |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
