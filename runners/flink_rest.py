@@ -28,6 +28,9 @@ ENDED: Final = frozenset({"FINISHED", "FAILED", "CANCELED", "SUSPENDED"})
 NO_WATERMARK: Final = (-(2**63), 2**63 - 1)
 """What Flink says before the first watermark, and after the last: a source that has ended."""
 
+DISTRIBUTIONS: Final = ("rest_call_ms", "rest_call_keys")
+"""Metrics that Flink has as text: asked to add them up, it writes a stack trace into its log."""
+
 _ID: Final = re.compile(r"[0-9a-f]{32}")
 
 
@@ -160,7 +163,8 @@ class Flink:
         marker = f".{namespace}_"
         for vertex in vertices:
             base = f"/jobs/{job}/vertices/{vertex}/subtasks/metrics"
-            ids = [m["id"] for m in self._call("GET", base) if marker in m["id"]]
+            found = (m["id"] for m in self._call("GET", base) if marker in m["id"])
+            ids = [id_ for id_ in found if id_.rpartition(marker)[2] not in DISTRIBUTIONS]
             for some in _portions(ids):
                 wanted = quote(",".join(some), safe=",")
                 for metric in self._call("GET", f"{base}?get={wanted}&agg=sum"):
