@@ -62,6 +62,10 @@ DEAD_LETTERS: Final = pa.schema(
 ``attempt`` counts from 1; what is replayed and fails again comes back with the next number."""
 
 
+_COUNT_BITS: Final = 48
+"""Of a document's version, those that count its events: 15 of Elasticsearch's 63 are left."""
+
+
 class Stage(StrEnum):
     """The step of the graph at which a dead letter left it."""
 
@@ -191,11 +195,16 @@ class Document:
     pane: str
     """``early``, ``on_time`` or ``late``."""
     id: str
+    generation: int = 0
+    """Of the job's logic, 0 to 32,767: a later one may correct a count downwards."""
 
     @property
     def version(self) -> int:
-        """Twice the events counted, and one more once the watermark has passed the window."""
-        return 2 * self.events + (self.pane != "early")
+        """Twice the events counted, and one more once the watermark has passed the window.
+
+        A later generation's is greater than all of those before.
+        """
+        return (self.generation << _COUNT_BITS) + 2 * self.events + (self.pane != "early")
 
     def body(self, written_at: datetime) -> dict[str, Any]:
         """The JSON object that a store keeps.

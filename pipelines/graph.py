@@ -25,7 +25,7 @@ from velocity.io.kafka import ReadFromKafka
 from velocity.io.kafka_config import KafkaConfig
 from velocity.io.kafka_consumer import Offsets
 from velocity.io.lookup import Lookup
-from velocity.io.records import Format, WithDeadLetters
+from velocity.io.records import Document, Format, WithDeadLetters
 from velocity.io.registry_formats import registry_format
 from velocity.io.sqlite import WriteToSqlite
 from velocity.pipelines import enrichments
@@ -403,6 +403,13 @@ class Graph:
 
     def documents(self, rows: Any) -> WithDeadLetters:
         """From rows to all documents of the job, and all dead letters on the way to them."""
+        documents, dead = self._documents(rows)
+        if number := self.job.generation:
+            step = beam.Map(replace, generation=number).with_output_types(Document)
+            documents = documents | "Generation" >> step
+        return WithDeadLetters(documents, dead)
+
+    def _documents(self, rows: Any) -> WithDeadLetters:
         if self.transactions is None:
             counted: WithDeadLetters = rows | "Metrics" >> self.metrics
             return counted

@@ -89,6 +89,9 @@ COLUMN: Final = r"^[A-Za-z][A-Za-z0-9_]*$"
 VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 """In text, what stands for an environment variable."""
 
+LAST_GENERATION: Final = 32_767
+"""What is left of a document's version beside the count of its events."""
+
 Name = Annotated[str, Field(pattern=NAME, max_length=64)]
 Column = Annotated[str, Field(pattern=COLUMN, max_length=128)]
 Expression = Annotated[str, Field(min_length=1)]
@@ -706,6 +709,13 @@ class Job(Model):
     """
 
     job: Name = Field(description="Its name, in every document and dead letter.")
+    generation: int = Field(
+        0,
+        ge=0,
+        le=LAST_GENERATION,
+        description="Of its logic: documents of a later one replace those of an earlier one, also if "
+        "they count fewer events.",
+    )
     description: str = Field("", description="For people.")
     source: Source
     fields: dict[Column, FieldSpec] = Field(

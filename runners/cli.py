@@ -23,7 +23,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from velocity.pipelines import jobfile
-from velocity.pipelines.job import Job, parse_duration
+from velocity.pipelines.job import LAST_GENERATION, Job, parse_duration
 from velocity.runners.archive_cli import archive_app
 from velocity.runners.dead_letters_cli import dead_letters_app
 from velocity.runners.elastic_cli import add_elastic_commands
@@ -475,6 +475,15 @@ def run(
             "--detach", help="Return once the job runs; print its id.", rich_help_panel=_FLINK
         ),
     ] = False,
+    generation: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=LAST_GENERATION,
+            help="Of the job's logic, instead of the job's own: documents of a later one replace"
+            " those of an earlier one, also if they count fewer events.",
+        ),
+    ] = None,
     as_json: Annotated[
         bool,
         typer.Option(
@@ -514,6 +523,8 @@ def run(
         as_json=as_json or None,
     )
     job, source = jobfile.read(path)
+    if generation is not None:
+        job = job.model_copy(update={"generation": generation})
 
     from velocity.runners.run import redirect, run_job
 

@@ -170,6 +170,15 @@ def named(error: str) -> Iterator[str]:
         yield part.split(" (window from ")[0]
 
 
+class _Documents(beam.PTransform):
+    def __init__(self, of: Graph) -> None:
+        super().__init__()
+        self._of = of
+
+    def expand(self, rows: Any) -> Any:
+        return self._of.documents(rows)
+
+
 def kept(file: Path, elements: Iterable[Any]) -> None:
     file.write_bytes(pickle.dumps(list(elements)))
 
@@ -195,7 +204,9 @@ def run(
     with TemporaryDirectory() as folder:
         pipeline = beam.Pipeline(options=options)
         # through files, for a runner works on copies of what it is given
-        found, dead = pipeline | stream.advance_watermark_to_infinity() | of.metrics
+        found, dead = (
+            pipeline | stream.advance_watermark_to_infinity() | "Documents" >> _Documents(of)
+        )
         assert_that(found, partial(kept, Path(folder, "documents")), label="documents")
         assert_that(dead, partial(kept, Path(folder, "dead")), label="dead letters")
         pipeline.run().wait_until_finish()
@@ -251,6 +262,17 @@ def test_a_late_letter_has_the_original_and_says_for_which_metric_and_window() -
 @pytest.mark.parametrize(("at", "late"), [(9_999, True), (10_000, False)])
 def test_a_window_closes_when_the_watermark_reaches_its_end(at: int, late: bool) -> None:
     assert bool(wanted(graph("fixed"), [[(15_000, "a", 1), (at, "a", 1)]]).late) is late
+
+
+def test_a_later_generation_replaces_a_document_that_counts_more() -> None:
+    partitions: list[list[Event]] = [[(1_000, "a", 1), (2_000, "a", 9)]]
+    fewer = METRICS[0] | {"where": "v > 5"}
+    first, _ = run(Graph(job(METRICS[:1])), partitions, [])
+    second, _ = run(Graph(job([fewer]).model_copy(update={"generation": 1})), partitions, [])
+    third, _ = run(Graph(job([fewer]).model_copy(update={"generation": 32_767})), partitions, [])
+    [(id_, before)], [after], [last] = first.items(), second.values(), third.values()
+    assert (id_, before.events, after.events) == (after.id, 2, 1)
+    assert before.version < after.version == 2**48 + 3 < last.version < 2**63
 
 
 def test_without_a_partitions_watermark_nothing_is_late() -> None:
