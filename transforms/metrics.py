@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from itertools import islice
+from operator import itemgetter
 from typing import Any, Final
 
 import apache_beam as beam
@@ -20,7 +21,7 @@ from apache_beam.transforms.trigger import (
     TriggerFn,
 )
 from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
-from apache_beam.transforms.window import GlobalWindows, TimestampedValue
+from apache_beam.transforms.window import GlobalWindows, IntervalWindow, TimestampedValue
 from apache_beam.typehints import KV
 from apache_beam.utils.timestamp import Duration, Timestamp
 from apache_beam.utils.windowed_value import PaneInfoTiming
@@ -37,7 +38,7 @@ from velocity.io.records import (
 from velocity.transforms.expressions import failed_rows
 from velocity.transforms.metric import Metric
 from velocity.transforms.partials import Partial, PreAggregation, merge
-from velocity.transforms.windows import Session
+from velocity.transforms.windows import Fixed, Session, Sliding, Window
 
 _GATHER_EVERY: Final = timedelta(seconds=10)
 _LONGEST_ID: Final = 512
@@ -126,8 +127,8 @@ class _Windowed(beam.PTransform):
 
     A pane that comes again and again must not cost more the longer its window: it brings only what
     is new (DISCARDING), and is added to what a state keeps for its key and window. Windows that
-    merge can't keep such a state and bring all each time (ACCUMULATING); so does bounded input,
-    which has one pane of each window.
+    merge can't keep such a state and bring all each time (ACCUMULATING). Bounded input has one
+    pane of each window, and goes its own way: ``_Bounded``.
     """
 
     def __init__(
@@ -138,11 +139,13 @@ class _Windowed(beam.PTransform):
         self._document = document
 
     def expand(self, partials: beam.PCollection) -> beam.PCollection:
-        whole = partials.is_bounded or isinstance(self._window, Session)
+        if partials.is_bounded:
+            return partials | "Bounded" >> _Bounded(self._window, self._document)
+        whole = isinstance(self._window, Session)
         # At the watermark, then for each partial result that comes late. For windows that merge
         # Prism knows no other trigger.
         trigger: TriggerFn = DefaultTrigger()
-        if not partials.is_bounded and (self._early or not whole):
+        if self._early or not whole:
             early = AfterProcessingTime(int((self._early or _GATHER_EVERY).total_seconds()))
             trigger = AfterWatermark(early=early, late=AfterCount(1))
         mode = AccumulationMode.ACCUMULATING if whole else AccumulationMode.DISCARDING
@@ -158,7 +161,7 @@ class _Windowed(beam.PTransform):
             | "Group" >> beam.GroupByKey()
         )
         if whole:
-            to_documents: beam.DoFn = _WholePane(self._document, final=partials.is_bounded)
+            to_documents: beam.DoFn = _WholePane(self._document)
         else:
             to_documents = _PaneByPane(self._document, show_early=self._early is not None)
         documents = beam.ParDo(to_documents).with_output_types(Document)
@@ -166,18 +169,110 @@ class _Windowed(beam.PTransform):
         return panes | "Merge" >> documents | "Unwindow" >> beam.WindowInto(GlobalWindows())
 
 
+class _Bounded(beam.PTransform):
+    """The documents of bounded partial results, which are on time.
+
+    The windows are part of the key: a runner's own, in Python, would take most of a replay's time,
+    and for sessions the square of a key's.
+    """
+
+    def __init__(self, window: Window, document: "_ToDocument") -> None:
+        super().__init__()
+        self._window, self._document = window, document
+
+    def expand(self, partials: beam.PCollection) -> beam.PCollection:
+        if isinstance(self._window, Session):
+            by_window: beam.DoFn = _WithTime()
+            merge: beam.DoFn = _Sessions(self._window.gap, self._document)
+        else:
+            by_window = _WithWindow(self._window)
+            merge = _OfWindow(self._window.size, self._document)
+        return (
+            partials
+            | "Window" >> beam.ParDo(by_window).with_output_types(KV[bytes, Any])
+            | "Group" >> beam.GroupByKey()
+            | "Merge" >> beam.ParDo(merge).with_output_types(Document)
+        )
+
+
+class _WithWindow(beam.DoFn):
+    def __init__(self, window: Fixed | Sliding) -> None:
+        self._window = window
+
+    def process(
+        self, element: tuple[bytes, Partial], timestamp: Any = beam.DoFn.TimestampParam
+    ) -> Iterator[tuple[bytes, Partial]]:
+        key, partial = element
+        for start in self._window.starts(timestamp.micros // 1000):
+            yield b"%d %b" % (start, key), partial
+
+
+class _OfWindow(beam.DoFn):
+    def __init__(self, size: timedelta, document: "_ToDocument") -> None:
+        self._size, self._document = size // timedelta(milliseconds=1), document
+
+    def process(self, element: tuple[bytes, Iterable[Partial]]) -> Iterator[Document]:
+        keyed, partials = element
+        start, _, key = keyed.partition(b" ")
+        partial = self._document.merge(key, partials)
+        if partial[0]:
+            window = _interval(int(start), int(start) + self._size)
+            yield self._document.make(key, partial, window, PaneInfoTiming.ON_TIME)
+
+
+def _interval(start: int, end: int) -> IntervalWindow:
+    return IntervalWindow(Timestamp(micros=start * 1000), Timestamp(micros=end * 1000))
+
+
+class _WithTime(beam.DoFn):
+    def process(
+        self, element: tuple[bytes, Partial], timestamp: Any = beam.DoFn.TimestampParam
+    ) -> Iterator[tuple[bytes, tuple[int, Partial]]]:
+        key, partial = element
+        yield key, (timestamp.micros // 1000, partial)
+
+
+class _Sessions(beam.DoFn):
+    """Documents of all sessions of a key, which are known at once where input is bounded.
+
+    Beam merges windows one by one, and looks at all others of the key each time: a busy key's
+    history would cost the square of its sessions.
+    """
+
+    def __init__(self, gap: timedelta, document: "_ToDocument") -> None:
+        self._gap, self._document = gap // timedelta(milliseconds=1), document
+
+    def process(self, element: tuple[bytes, Iterable[tuple[int, Partial]]]) -> Iterator[Document]:
+        key, timed = element
+        session: list[Partial] = []
+        start = last = 0
+        for time, partial in sorted(timed, key=itemgetter(0)):
+            if session and time - last >= self._gap:
+                yield from self._made(key, session, start, last)
+                session = []
+            if not session:
+                start = time
+            session.append(partial)
+            last = time
+        yield from self._made(key, session, start, last)
+
+    def _made(
+        self, key: bytes, session: Sequence[Partial], start: int, last: int
+    ) -> Iterator[Document]:
+        partial = self._document.merge(key, session)
+        if partial[0]:
+            window = _interval(start, last + self._gap)
+            yield self._document.make(key, partial, window, PaneInfoTiming.ON_TIME)
+
+
 _Pane = tuple[bytes, Iterable[Partial]]
 
 
 class _WholePane(beam.DoFn):
-    """Documents of panes that hold all of their window.
+    """Documents of panes that hold all of their window."""
 
-    ``final`` panes are on time whatever the runner says: Prism calls some of bounded input early.
-    """
-
-    def __init__(self, document: "_ToDocument", *, final: bool) -> None:
+    def __init__(self, document: "_ToDocument") -> None:
         self._document = document
-        self._final = final
 
     def process(
         self, pane: _Pane, window: Any = beam.DoFn.WindowParam, info: Any = beam.DoFn.PaneInfoParam
@@ -185,8 +280,7 @@ class _WholePane(beam.DoFn):
         key, partials = pane
         partial = self._document.merge(key, partials)
         if partial[0]:
-            timing = PaneInfoTiming.ON_TIME if self._final else info.timing
-            yield self._document.make(key, partial, window, timing)
+            yield self._document.make(key, partial, window, info.timing)
 
 
 class _PaneByPane(beam.DoFn):

@@ -5,6 +5,7 @@ a watermark has come so far, the event is late.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -62,6 +63,10 @@ class Fixed:
     def closes(self, times: Millis) -> Millis:
         return self.slices(times) + millis(self.size)
 
+    def starts(self, time: int) -> Sequence[int]:
+        """Where the windows of a time begin: there is one."""
+        return [time - (time - millis(self.offset)) % millis(self.size)]
+
     def window_fn(self) -> beam_window.WindowFn:
         return beam_window.FixedWindows(
             _beam(self.size), Timestamp(micros=millis(self.offset) * 1000)
@@ -96,6 +101,16 @@ class Sliding:
     def closes(self, times: Millis) -> Millis:
         """As the first of each time's windows does: an event counts in all of them or in none."""
         return times + millis(self.every) - (times - millis(self.size)) % millis(self.every)
+
+    def starts(self, time: int) -> Sequence[int]:
+        """Where the windows of a time begin.
+
+        >>> Sliding(timedelta(seconds=3), timedelta(seconds=1)).starts(4_500)
+        range(4000, 1500, -1000)
+        """
+        return range(
+            time - time % millis(self.every), time - millis(self.size), -millis(self.every)
+        )
 
     def window_fn(self) -> beam_window.WindowFn:
         return beam_window.SlidingWindows(_beam(self.size), _beam(self.every))
