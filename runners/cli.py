@@ -25,6 +25,7 @@ from typer.core import TyperGroup
 from velocity.pipelines import jobfile
 from velocity.pipelines.job import LAST_GENERATION, Job, parse_duration
 from velocity.runners.archive_cli import archive_app
+from velocity.runners.dashboards_cli import dashboards_app
 from velocity.runners.dead_letters_cli import dead_letters_app
 from velocity.runners.elastic_cli import add_elastic_commands
 from velocity.runners.flink import FlinkOptions
@@ -81,6 +82,7 @@ app.add_typer(stack_app, name="stack")
 app.add_typer(dead_letters_app, name="dead-letters")
 app.add_typer(archive_app, name="archive")
 app.add_typer(ingest_app, name="ingest")
+app.add_typer(dashboards_app, name="dashboards")
 add_jobs_commands(app)
 add_replay_command(app)
 add_elastic_commands(app)
