@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from confluent_kafka import Consumer, TopicPartition
 
 from tests.cluster import VELOCITY, Cluster, until
 from tests.flink_jobs import SEED, Case, end_all, flink_cluster
 from velocity.pipelines.directory import directory
 from velocity.pipelines.simulator import simulate
+from velocity.runners.demo import JOB
 from velocity.runners.embedded import DirectoryService
 from velocity.runners.jobserver import job_server_jar
 from velocity.runners.stack_state import read_state
@@ -104,6 +107,71 @@ def test_a_killed_python_worker_and_a_killed_task_manager_lose_and_double_nothin
     cluster("stack", "up", "flink")
     until(lambda: cluster.flink.restarts(job) >= 2)
     case.await_all()
+
+
+def test_each_event_counts_once_though_it_was_delivered_twice_and_the_worker_killed(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    case = Case(cluster, tmp_path, 300_000)
+    case.scenario = replace(case.scenario, duplicate_share=0.2)
+    once = "deduplicate: {by: event_id, horizon: 2m}\n  event_time: event_time"
+    text = case.path.read_text()
+    assert text.count("event_time: event_time") == 1
+    case.path.write_text(text.replace("event_time: event_time", once))
+    case.produce()
+    job = case.run("--checkpoint-interval", "5s")
+    until(lambda: cluster.flink.checkpoints(job).completed > 0)
+    until(lambda: cluster.counter(job, "duplicates_dropped") > 0)
+    [worker] = cluster.workers()
+    assert case.producing
+    os.kill(worker, signal.SIGKILL)
+    until(lambda: cluster.flink.restarts(job) == 1)
+    case.await_all()
+
+
+def test_transactions_survive_a_savepoint_and_a_kill_and_each_alert_is_sent(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    # An hour and a half of event time, in which transactions get stuck and are dropped.
+    case = Case(cluster, tmp_path, 30_000, JOB.with_stem("transactions"), rate=5)
+    case.produce(rate=300)
+    case.run("--checkpoint-interval", "5s", "--name", "following")
+    until(lambda: len(case.documents()) > 50)
+    stopped = json.loads(cluster("stop", "following", "--json"))
+    assert case.producing  # it was in mid-run
+
+    savepoint = ("--from-savepoint", stopped["savepoint"])
+    job = case.run("--checkpoint-interval", "5s", "--parallelism", "3", *savepoint)
+    until(lambda: cluster.flink.checkpoints(job).completed > 0)
+    assert case.producing
+    [worker] = cluster.workers()
+    os.kill(worker, signal.SIGKILL)
+    until(lambda: cluster.flink.restarts(job) == 1)
+    case.await_all()
+
+    wanted = {id_ for id_, body in case.documents().items() if body["metric"] == "alerts"}
+    sent = messages(case.kafka, f"{case.prefix}.velocity.alerts")
+    assert {json.loads(value)["id"] for value in sent} == wanted
+    assert {json.loads(value)["status"] for value in sent} == {"stuck", "resolved", "dropped"}
+
+
+def messages(kafka: str, topic: str) -> list[bytes]:
+    """The values of all messages that a topic holds."""
+    consumer = Consumer(
+        {"bootstrap.servers": kafka, "group.id": "test", "enable.auto.commit": False}
+    )
+    try:
+        where = [
+            TopicPartition(topic, n) for n in consumer.list_topics(topic).topics[topic].partitions
+        ]
+        ends = {place.partition: consumer.get_watermark_offsets(place, 30)[1] for place in where}
+        consumer.assign([TopicPartition(topic, place.partition, 0) for place in where])
+        values: list[bytes] = []
+        while len(values) < sum(ends.values()):
+            values += [message.value() or b"" for message in consumer.consume(1000, 1)]
+        return values
+    finally:
+        consumer.close()
 
 
 def test_a_bounded_job_ends_by_itself_and_its_view_with_it(
