@@ -4,6 +4,7 @@ import ast
 import re
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ FLINKS = {
 """Source: Flink's documentation, "Metrics"."""
 
 
+@cache
 def words() -> set[str]:
     """All texts in the sources of what runs in workers, and the beginnings of those with a part."""
     found = set()

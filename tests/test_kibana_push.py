@@ -4,6 +4,7 @@ import json
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -23,8 +24,15 @@ from velocity.runners.cli import app
 
 pytestmark = pytest.mark.embedded
 
-OBJECTS = saved_objects(board("insurance"))
-TEXT = ndjson(OBJECTS)
+
+@pytest.fixture(scope="module")
+def objects() -> list[Any]:
+    return saved_objects(board("insurance"))
+
+
+@pytest.fixture(scope="module")
+def text(objects: list[Any]) -> str:
+    return ndjson(objects)
 
 
 @pytest.fixture
@@ -33,15 +41,19 @@ def server() -> Iterator[KibanaServer]:
         yield running
 
 
-def test_all_objects_are_there_and_again_they_replace_themselves(server: KibanaServer) -> None:
+def test_all_objects_are_there_and_again_they_replace_themselves(
+    server: KibanaServer, text: str, objects: list[Any]
+) -> None:
     for _ in range(2):
-        assert Kibana(server.url).push(TEXT) == len(OBJECTS)
-    assert list(server.objects.values()) == OBJECTS
+        assert Kibana(server.url).push(text) == len(objects)
+    assert list(server.objects.values()) == objects
 
 
-def test_who_asks_is_told_and_a_space_is_a_part_of_the_address(server: KibanaServer) -> None:
-    Kibana(f"{server.url}/base/s/ops/", api_key="a2V5").push(TEXT)
-    Kibana(server.url, basic_auth=("user", "pass")).push(TEXT)
+def test_who_asks_is_told_and_a_space_is_a_part_of_the_address(
+    server: KibanaServer, text: str
+) -> None:
+    Kibana(f"{server.url}/base/s/ops/", api_key="a2V5").push(text)
+    Kibana(server.url, basic_auth=("user", "pass")).push(text)
     (first, key), (second, user) = server.asked
     assert first == "/base/s/ops/api/saved_objects/_import"
     assert key["Authorization"] == "ApiKey a2V5"
@@ -50,25 +62,25 @@ def test_who_asks_is_told_and_a_space_is_a_part_of_the_address(server: KibanaSer
 
 
 def test_a_file_of_passwords_replaces_no_api_key(
-    server: KibanaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: KibanaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login other password other\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    Kibana(server.url, api_key="a2V5").push(TEXT)
+    Kibana(server.url, api_key="a2V5").push(text)
     assert server.asked[0][1]["Authorization"] == "ApiKey a2V5"
 
 
 def test_what_was_not_taken_is_named_with_its_reason_and_the_rest_is_there(
-    server: KibanaServer,
+    server: KibanaServer, text: str, objects: list[Any]
 ) -> None:
-    lens, dashboard = OBJECTS[1]["id"], OBJECTS[-1]["id"]
+    lens, dashboard = objects[1]["id"], objects[-1]["id"]
     server.refuses = {
         ("lens", lens): {"type": "unknown", "message": "disk is full", "statusCode": 507},
         ("dashboard", dashboard): {"type": "unsupported_type"},
     }
     with pytest.raises(NotAllImported) as caught:
-        Kibana(server.url).push(TEXT)
-    assert caught.value.imported == len(server.objects) == len(OBJECTS) - 2
+        Kibana(server.url).push(text)
+    assert caught.value.imported == len(server.objects) == len(objects) - 2
     assert [(f.type, f.id) for f in caught.value.failed] == [
         ("lens", lens),
         ("dashboard", dashboard),
@@ -77,13 +89,13 @@ def test_what_was_not_taken_is_named_with_its_reason_and_the_rest_is_there(
     assert "8.11" in str(caught.value)
 
 
-def test_a_reference_that_leads_nowhere_is_told(server: KibanaServer) -> None:
+def test_a_reference_that_leads_nowhere_is_told(server: KibanaServer, objects: list[Any]) -> None:
     with pytest.raises(NotAllImported, match="it needs index-pattern velocity-insurance"):
-        Kibana(server.url).push(ndjson(OBJECTS[1:]))
+        Kibana(server.url).push(ndjson(objects[1:]))
 
 
 @pytest.mark.parametrize(
-    ("status", "text", "said"),
+    ("status", "answer", "said"),
     [
         (401, b'{"message": "no such key"}', "no such key; give an API key"),
         (403, b'{"message": "Unable to bulk_create"}', "needs the privilege"),
@@ -97,25 +109,25 @@ def test_a_reference_that_leads_nowhere_is_told(server: KibanaServer) -> None:
     ],
 )
 def test_an_answer_that_is_none_of_an_import_is_refused_with_the_remedy(
-    server: KibanaServer, status: int, text: bytes, said: str
+    server: KibanaServer, status: int, answer: bytes, said: str, text: str
 ) -> None:
-    server.answer = status, text, {}
+    server.answer = status, answer, {}
     with pytest.raises(KibanaRefused, match=said):
-        Kibana(server.url).push(TEXT)
+        Kibana(server.url).push(text)
 
 
-def test_nothing_follows_to_where_an_answer_leads(server: KibanaServer) -> None:
+def test_nothing_follows_to_where_an_answer_leads(server: KibanaServer, text: str) -> None:
     server.answer = 302, b"", {"Location": "/login?next=%2Fapi"}
     with pytest.raises(KibanaRefused, match="leads on to /login: give the URL of Kibana"):
-        Kibana(server.url, api_key="a2V5").push(TEXT)
+        Kibana(server.url, api_key="a2V5").push(text)
     assert len(server.asked) == 1
 
 
-def test_no_answer_at_all_is_told() -> None:
+def test_no_answer_at_all_is_told(text: str) -> None:
     with kibana() as gone:
         url = gone.url
     with pytest.raises(KibanaUnreachable):
-        Kibana(url).push(TEXT)
+        Kibana(url).push(text)
 
 
 def test_errors_are_the_same_after_a_pickle() -> None:
@@ -155,18 +167,20 @@ def test_push_imports_what_out_writes(server: KibanaServer, tmp_path: Path) -> N
     assert result.stdout == f"{len(lines)} objects imported.\n"
 
 
-def test_what_was_not_imported_is_code_1_and_named(server: KibanaServer) -> None:
-    server.refuses = {("lens", OBJECTS[1]["id"]): {"type": "conflict"}}
+def test_what_was_not_imported_is_code_1_and_named(
+    server: KibanaServer, objects: list[Any]
+) -> None:
+    server.refuses = {("lens", objects[1]["id"]): {"type": "conflict"}}
     result = velocity(PIPELINES / "insurance.yaml", "--push", server.url)
     assert result.exit_code == 1
-    assert OBJECTS[1]["id"] in result.stderr
+    assert objects[1]["id"] in result.stderr
     assert "Traceback" not in result.output
 
 
-def test_without_push_or_out_the_objects_are_printed() -> None:
+def test_without_push_or_out_the_objects_are_printed(text: str) -> None:
     result = velocity(PIPELINES / "insurance.yaml")
     assert result.exit_code == 0
-    assert result.stdout == TEXT
+    assert result.stdout == text
 
 
 def test_grafanas_dashboard_is_printed_or_written(tmp_path: Path) -> None:
