@@ -33,7 +33,7 @@ from velocity.runners.stack_state import read_state
 pytestmark = pytest.mark.stack
 
 JOBS = sorted((Path(__file__).parent.parent / "pipelines").glob("*.yaml"))
-SCENARIO = Scenario(seed=11, events=60_000)
+SCENARIO = Scenario(seed=11, events=20_000)
 PRISM = "github.com/apache/beam/sdks/v2/go/cmd/prism@v2.77.0"
 
 
