@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
 from urllib3.exceptions import ReadTimeoutError
 
 from velocity.io import patience
@@ -22,6 +21,7 @@ from velocity.io.lookup_shared import Asked, SharedLookup, shared_lookup
 from velocity.io.rest import TOO_LARGE, UNKNOWN, RestLookup, Verdict, verdict
 from velocity.io.rest_breaker import Host, host_of
 from velocity.io.rest_calls import NoAnswer, Request
+from velocity.io.rest_deadline import mount, within
 from velocity.io.rest_tokens import NoToken, Tokens
 
 _EXCERPT: Final = 200
@@ -85,9 +85,7 @@ def session(config: RestLookup) -> requests.Session:
     made = _Session()
     made.headers["Accept"] = "application/json"
     made.headers.update(config.headers)
-    adapter = HTTPAdapter(pool_connections=1, pool_maxsize=config.concurrency)
-    made.mount("http://", adapter)
-    made.mount("https://", adapter)
+    mount(made, connections=config.concurrency)
     return made
 
 
@@ -224,24 +222,25 @@ class RestClient:
     def _send(
         self, request: Request, keys: Sequence[str], refused: str | None
     ) -> Mapping[str, Mapping[str, Any]]:
-        timeouts, deadline = self._config.timeouts, self._clock() + self._config.timeouts.total
-        headers = dict(request.headers)
+        timeouts, headers = self._config.timeouts, dict(request.headers)
         token = self._token(refused)
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
         try:
-            with self._session.request(
-                request.method,
-                request.url,
-                data=request.body,
-                headers=headers,
-                stream=True,
-                timeout=(timeouts.connect, min(timeouts.read, timeouts.total)),
-                allow_redirects=False,
-            ) as answer:
+            with within(timeouts.total, self._clock):
+                begun = self._session.request(
+                    request.method,
+                    request.url,
+                    data=request.body,
+                    headers=headers,
+                    stream=True,
+                    timeout=(timeouts.connect, min(timeouts.read, timeouts.total)),
+                    allow_redirects=False,
+                )
+            with begun as answer:
                 ok = answer.status_code == HTTPStatus.OK
                 limit = self._config.max_bytes if ok else _ERROR_BODY
-                body = self._read(answer, limit, deadline)
+                body = _read(answer, limit)
         except (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError) as error:
             slow = isinstance(error, requests.ReadTimeout | ReadTimeoutError)
             raise _Failure(_describe(error), Verdict.RETRY, slow=slow) from error
@@ -267,19 +266,6 @@ class RestClient:
             token=token,
         )
 
-    def _read(self, answer: requests.Response, limit: int, deadline: float) -> bytes:
-        """The body, or of a longer one more than ``limit`` bytes and little more."""
-        body = bytearray()
-        # read1 returns what has come, so that drops of an answer don't outlast the deadline.
-        while piece := answer.raw.read1(_PIECE, decode_content=True):
-            body += piece
-            if len(body) > limit:
-                break
-            if self._clock() > deadline:
-                total = self._config.timeouts.total
-                raise _Failure(f"not all came within {total:g} s", Verdict.RETRY, slow=True)
-        return bytes(body)
-
     def _came(
         self, answer: requests.Response, body: bytes, keys: Sequence[str], token: str | None
     ) -> str:
@@ -295,6 +281,14 @@ class RestClient:
             f"status {answer.status_code}, content type {kind!r}, "
             f"body starts with {start[:_EXCERPT]!r}"
         )
+
+
+def _read(answer: requests.Response, limit: int) -> bytes:
+    """The body, or of a longer one more than ``limit`` bytes and little more."""
+    body = bytearray()
+    while len(body) <= limit and (piece := answer.raw.read1(_PIECE, decode_content=True)):
+        body += piece
+    return bytes(body)
 
 
 def _describe(error: BaseException) -> str:

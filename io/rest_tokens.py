@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import requests
 
 from velocity.io.rest_calls import require
+from velocity.io.rest_deadline import mount, within
 
 _MARGIN = 30.0
 """Seconds before its end at which a token is renewed."""
@@ -100,14 +101,16 @@ class Tokens:
             form["scope"] = config.scope
         where = f"the token's server {urlsplit(config.url or '').netloc}"
         try:
-            answer = requests.post(
-                config.url or "",
-                data=form,
-                auth=(config.client_id, config.client_secret),
-                headers={"Accept": "application/json"},
-                timeout=self._within,
-                allow_redirects=False,
-            )
+            with requests.Session() as session, within(self._within):
+                mount(session)
+                answer = session.post(
+                    config.url or "",
+                    data=form,
+                    auth=(config.client_id, config.client_secret),
+                    headers={"Accept": "application/json"},
+                    timeout=self._within,
+                    allow_redirects=False,
+                )
             body = answer.json() if answer.status_code == 200 else None
         except requests.RequestException as error:
             raise NoToken(f"{where}: {type(error).__name__}") from None

@@ -27,6 +27,7 @@ from tests.rest_service import (
     client,
     echo,
     endless,
+    known,
     reset,
     service,
     silent,
@@ -171,13 +172,28 @@ def test_a_call_that_takes_too_long_is_split_so_that_the_slow_key_is_alone() -> 
         assert answers.refused == set()
 
 
-def test_an_answer_that_comes_in_drops_is_given_up_at_the_total_deadline() -> None:
+START = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    ("begin", "drop"),
+    [
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"HTTP/1.1 200 ", b"O"),
+        (START + b"Content-Length: 2\r\nX-Slow: ", b"."),
+        (START + b"Content-Length: 1000\r\n\r\n", b" "),
+        (START + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+    ],
+    ids=["before it", "status line", "headers", "body", "chunks"],
+)
+def test_an_answer_that_comes_in_drops_is_given_up_at_the_total_deadline(
+    begin: bytes, drop: bytes
+) -> None:
     def drops(call: Call) -> None:
-        call.send_response(200)
-        call.send_header("Content-Length", "1000")
-        call.end_headers()
+        call.close_connection = True
+        call.wfile.write(begin)
         for _ in range(1000):
-            call.wfile.write(b" ")
+            call.wfile.write(drop)
             call.server.moved += 1
             if call.server.over.wait(0.001):
                 return
@@ -190,6 +206,31 @@ def test_an_answer_that_comes_in_drops_is_given_up_at_the_total_deadline() -> No
         with client(server.url, clock=lambda: 10.0 * server.moved, **options) as rest:
             assert "not all came within 100 s" in the_error(rest.lookup(["a"]))
         assert server.moved < 1000
+
+
+def test_an_answer_that_stops_in_its_headers_is_given_up_at_the_total_deadline() -> None:
+    def stops(call: Call) -> None:
+        call.close_connection = True
+        call.wfile.write(START + b"X-Slow: ")
+        call.server.over.wait()
+
+    options: dict[str, Any] = {"retries": Retries(total=0), "clock": time.monotonic}
+    timeouts = Timeouts(read=3600, total=0.2)
+    with service(stops) as server, client(server.url, timeouts=timeouts, **options) as rest:
+        assert "not all came within 0.2 s" in the_error(rest.lookup(["a"]))
+
+
+def test_each_call_of_a_connection_has_all_of_its_time() -> None:
+    moved = [0.0]
+
+    def late(call: Call) -> None:
+        moved[0] += 90
+        known(call)
+
+    options: dict[str, Any] = {"timeouts": Timeouts(total=100), "clock": lambda: moved[0]}
+    with service(late, late, late, knows="abc") as server, client(server.url, **options) as rest:
+        for key in "abc":
+            assert rest.lookup([key]).found.keys() == {key}
 
 
 @pytest.mark.parametrize(
@@ -779,6 +820,23 @@ def test_without_a_token_nothing_is_asked_and_the_error_says_why(reply: Reply, s
         with client(server.url, token=token) as rest:
             assert says in the_error(rest.lookup(["a"]))
         assert set(server.paths) == {"/token"}
+
+
+def test_a_token_that_comes_in_drops_is_given_up() -> None:
+    def drops(call: Call) -> None:
+        call.close_connection = True
+        call.wfile.write(START)
+        for n in range(1000):
+            call.wfile.write(b"X-Slow: %d\r\n" % (n % 10) if n % 20 == 0 else b"")
+            if call.server.over.wait(0.01):
+                return
+        body = b'{"access_token": "t0ken"}'
+        call.wfile.write(b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+
+    with service(drops) as server:
+        tokens = Tokens(Token(f"{server.host}/token", "me", "s3cr3t"), within=0.5)
+        with pytest.raises(NoToken, match="ReadTimeout"):
+            tokens.get()
 
 
 @pytest.mark.parametrize(
