@@ -133,17 +133,44 @@ def lines_of(export: Export) -> Iterator[pa.RecordBatch]:
             at += len(data)
 
 
+class _Raw(io.RawIOBase):
+    """A file of Beam as one of Python's own: one that is compressed lacks half of the methods."""
+
+    def __init__(self, file: Any) -> None:
+        super().__init__()
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
 def rows_of(export: Export, types: Mapping[str, str]) -> Iterator[pa.RecordBatch]:
     """The rows of a CSV file, as messages."""
     name = export.path.rpartition("/")[2]
     with FileSystems.open(export.path) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        raw = io.BufferedReader(_Raw(file))
+        text = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
         reader = csv.reader(text)
         header = next(reader, [])
         numbered = ((reader.line_num, row) for row in reader if row)
-        while rows := list(islice(numbered, _ROWS)):
+        while rows := _next_rows(numbered, reader, export.path):
             values = [_json(header, row, types) for _, row in rows]
             yield _messages(name, [number for number, _ in rows], values)
+
+
+def _next_rows(numbered: Iterator[Any], reader: Any, path: str) -> list[tuple[int, list[str]]]:
+    try:
+        return list(islice(numbered, _ROWS))
+    except csv.Error as error:
+        raise ExportError(
+            f"{path}, line {reader.line_num}: {error}; is a quote open? Correct the file, or give "
+            "it as JSON lines"
+        ) from None
 
 
 def _json(header: list[str], row: list[str], types: Mapping[str, str]) -> bytes:
