@@ -67,6 +67,10 @@ class Notification:
             isinstance(a, dict) and isinstance(a.get("Value"), str) for a in attributes.values()
         ):
             raise NotANotification("field MessageAttributes: names with a Type and a Value")
+        try:
+            "".join([given["MessageId"], *attributes]).encode()
+        except UnicodeEncodeError:  # no header of Kafka can hold it, and no message of AWS has it
+            raise NotANotification("half a surrogate pair in an id or a name") from None
         return cls(
             given["Type"],
             given["MessageId"],
@@ -110,7 +114,7 @@ class Routes:
         headers.append((MESSAGE_ID, notification.message_id.encode()))
         return Record(
             self._key(notification.message),
-            notification.message.encode("utf-8", "surrogatepass"),
+            _encoded(notification.message),
             tuple(headers),
             round(notification.timestamp.timestamp() * 1000),
             self.topic(notification.topic_arn),
@@ -127,7 +131,7 @@ class Routes:
             found = found.get(name) if isinstance(found, dict) else None
         if found is None or isinstance(found, dict | list):
             return None
-        return (found if isinstance(found, str) else json.dumps(found)).encode()
+        return _encoded(found if isinstance(found, str) else json.dumps(found))
 
 
 def _value(attribute: Mapping[str, str]) -> bytes:
@@ -136,7 +140,12 @@ def _value(attribute: Mapping[str, str]) -> bytes:
             return base64.b64decode(attribute["Value"], validate=True)
         except binascii.Error:
             pass  # it is kept as it came
-    return attribute["Value"].encode()
+    return _encoded(attribute["Value"])
+
+
+def _encoded(text: str) -> bytes:
+    """In UTF-8, also what JSON's escapes can say and UTF-8 cannot: half a surrogate pair."""
+    return text.encode("utf-8", "surrogatepass")
 
 
 def routes_of(pairs: list[str], key: str | None = None) -> Routes:

@@ -3,6 +3,7 @@
 import base64
 import binascii
 import re
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -72,6 +73,7 @@ class Verifier:
     ) -> None:
         self._folder, self._max_age, self._fetch, self._clock = folder, max_age, fetch, clock
         self._keys: TTLCache[str, RSAPublicKey] = TTLCache(32, 3600)
+        self._lock = threading.Lock()  # requests come in threads, for which the cache is not made
 
     def check(self, notification: Notification) -> None:
         """Raises ``Forged``, and what fetching a certificate raises."""
@@ -97,8 +99,9 @@ class Verifier:
 
     def _key(self, url: str) -> RSAPublicKey:
         of_aws(url)
-        if (known := self._keys.get(url)) is not None:
-            return known
+        with self._lock:
+            if (known := self._keys.get(url)) is not None:
+                return known
         name = urlsplit(url).path.rpartition("/")[2]
         if not name.endswith(".pem"):
             raise Forged(f"no certificate is at {url}")
@@ -113,5 +116,6 @@ class Verifier:
             raise Forged(f"the certificate {name} is not valid now")
         if not isinstance(key, RSAPublicKey):
             raise Forged(f"the certificate {name} has no RSA key")
-        self._keys[url] = key
+        with self._lock:
+            self._keys[url] = key
         return key

@@ -90,11 +90,12 @@ def sns(
     )
     with SnsServer((host, int(port)), subscriber, tls) as server, _counted(subscriber.counts):
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1})
+        told = _until_told()  # before anybody hears that it listens
         thread.start()
         scheme = "https" if tls else "http"
         print(f"listening on {scheme}://{host}:{server.server_address[1]}", flush=True)
         try:
-            _until_told().wait()
+            told.wait()
         finally:
             server.shutdown()
             thread.join()
