@@ -97,7 +97,6 @@ class _Pace(beam.DoFn):
     def setup(self) -> None:
         self._bucket = Bucket(self._rate) if self._rate else None
         self._rows, self._latest, self._told = 0, 0, float("-inf")
-        self._lock = threading.Lock()
         name = f"{os.getpid()}-{threading.get_ident()}-{id(self)}.json"
         self._file = Path(self._folder, name) if self._folder else None
 
