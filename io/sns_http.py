@@ -2,6 +2,7 @@
 
 import json
 import ssl
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -116,8 +117,13 @@ class SnsServer(ThreadingHTTPServer):
         super().finish_request(request, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that has gone, or shook hands wrongly, is owed nothing; its message comes again."""
+        """A client that has gone, or shook hands wrongly, is owed nothing; its message comes again.
+
+        So does one that we failed at, which is told on the standard error.
+        """
         self.subscriber.counts["broken"] += 1
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

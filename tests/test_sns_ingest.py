@@ -234,8 +234,11 @@ class Kafka:
         self.taken: list[Record] = []
         self.down = False
         self.refuses = False
+        self.broken = False
 
     def __call__(self, records: Sequence[Record]) -> list[Refusal]:
+        if self.broken:
+            raise ZeroDivisionError
         if self.down:
             raise MessagesUndelivered("no broker", "orders", len(records))
         if self.refuses:
@@ -320,6 +323,19 @@ def test_what_is_forged_malformed_too_large_or_unsigned_is_refused_by_4xx(
     kafka.refuses = True
     assert post(port, aws.signed()) == 422
     assert kafka.taken == []
+
+
+@pytest.mark.embedded
+def test_a_defect_of_ours_is_told_and_the_message_comes_again(
+    server: SnsServer, kafka: Kafka, aws: Sns, capfd: pytest.CaptureFixture[str]
+) -> None:
+    kafka.broken = True
+    with pytest.raises(http.client.RemoteDisconnected):
+        post(port_of(server), aws.signed())
+    kafka.broken = False
+    assert post(port_of(server), aws.signed()) == 200
+    assert server.subscriber.counts == {"broken": 1, "delivered": 1}
+    assert "ZeroDivisionError" in capfd.readouterr().err
 
 
 @pytest.mark.embedded
