@@ -1,7 +1,7 @@
 """Answers that are remembered: a bound on their number, and times after which they are old."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 
@@ -19,7 +19,7 @@ class Cache:
     size: int = 100_000
     stale_while_revalidate: float = 0.0
     stale_if_error: float = 0.0
-    redis: str | None = None
+    redis: str | None = field(default=None, repr=False)  # it may hold a password
 
     def __post_init__(self) -> None:
         for name in ("ttl", "missing_ttl", "stale_while_revalidate", "stale_if_error"):
