@@ -164,7 +164,8 @@ def test_a_call_that_takes_too_long_is_split_so_that_the_slow_key_is_alone() -> 
     def slow_for_a(call: Call) -> None:
         (silent(call) if "a" in call.keys else echo(call))
 
-    options: dict[str, Any] = {"timeouts": Timeouts(read=0.2), "retries": Retries(total=2)}
+    # A second, so that the others are answered in time on a busy machine too.
+    options: dict[str, Any] = {"timeouts": Timeouts(read=1), "retries": Retries(total=2)}
     with service(usual=slow_for_a) as server, client(server.url, **options) as rest:
         answers = rest.lookup(list("abcd"))
         assert answers.failed.keys() == {"a"}
@@ -328,9 +329,8 @@ def test_an_answer_slower_than_the_read_timeout_is_not_waited_for() -> None:
     options: dict[str, Any] = {"timeouts": Timeouts(read=0.05), "retries": Retries(total=1)}
     with service(silent, silent, knows=["a"]) as server, client(server.url, **options) as rest:
         answers = rest.lookup(["a"])
-        assert len(server.calls) == 2
         assert "ReadTimeout" in the_error(answers)
-    assert answers.counts["rest_retries"] == 1
+    assert (answers.counts["rest_calls"], answers.counts["rest_retries"]) == (2, 1)
 
 
 def test_a_service_that_is_not_there_fails_the_keys() -> None:
