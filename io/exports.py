@@ -156,21 +156,17 @@ def rows_of(export: Export, types: Mapping[str, str]) -> Iterator[pa.RecordBatch
         raw = io.BufferedReader(_Raw(file))
         text = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
         reader = csv.reader(text)
-        header = next(reader, [])
-        numbered = ((reader.line_num, row) for row in reader if row)
-        while rows := _next_rows(numbered, reader, export.path):
-            values = [_json(header, row, types) for _, row in rows]
-            yield _messages(name, [number for number, _ in rows], values)
-
-
-def _next_rows(numbered: Iterator[Any], reader: Any, path: str) -> list[tuple[int, list[str]]]:
-    try:
-        return list(islice(numbered, _ROWS))
-    except csv.Error as error:
-        raise ExportError(
-            f"{path}, line {reader.line_num}: {error}; is a quote open? Correct the file, or give "
-            "it as JSON lines"
-        ) from None
+        try:
+            header = next(reader, [])
+            numbered = ((reader.line_num, row) for row in reader if row)
+            while rows := list(islice(numbered, _ROWS)):
+                values = [_json(header, row, types) for _, row in rows]
+                yield _messages(name, [number for number, _ in rows], values)
+        except csv.Error as error:
+            raise ExportError(
+                f"{export.path}, line {reader.line_num}: {error}; is a quote open? Correct the file, "
+                "or give it as JSON lines"
+            ) from None
 
 
 def _json(header: list[str], row: list[str], types: Mapping[str, str]) -> bytes:

@@ -67,9 +67,12 @@ def test_a_row_of_csv_is_an_object_of_its_cells_or_for_a_decoder_to_refuse(
     assert odd == b'{"city": "\xff", "n": "07", "paid": "maybe"}'
 
 
-def test_a_quote_that_is_never_closed_is_told_with_its_file_and_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("begin", ["city,n\nSolo,7\n", ""], ids=["row", "header"])
+def test_a_quote_that_is_never_closed_is_told_with_its_file_and_line(
+    begin: str, tmp_path: Path
+) -> None:
     file = tmp_path / "events.csv"
-    file.write_text('city,n\nSolo,7\n"Bandung,8\n' + "Jakarta,9\n" * 20_000)
+    file.write_text(begin + '"Bandung,8\n' + "Jakarta,9\n" * 20_000)
     [export] = exports(str(file))
     with pytest.raises(ExportError, match=r"events\.csv, line \d+: .*is a quote open\?"):
         values(rows_of(export, {}))
