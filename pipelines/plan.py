@@ -80,7 +80,7 @@ def plan(job: Job) -> Sequence[Step]:
     return [*steps, *_archives(job, events), dead]
 
 
-_OF_EVENTS: Final = ("decode", "filter", "enrich", "protect", "derive")
+_OF_EVENTS: Final = ("decode", "deduplicate", "filter", "enrich", "protect", "derive")
 """Kinds of steps that put out events."""
 
 

@@ -80,6 +80,13 @@ derive:"""
     assert steps["derive"] == ("enrich area",)
 
 
+def test_the_enriched_archive_takes_from_the_last_step_of_events_alone() -> None:
+    text = FULL.replace("fields:", "  deduplicate: {by: event_type, horizon: 1h}\nfields:", 1)
+    steps = plan(job(f"{text}archive: {{path: a, raw: true}}\n"))
+    inputs = {step.name: step.inputs for step in steps if step.kind == "archive"}
+    assert inputs == {"archive raw": ("decode",), "archive enriched": ("derive",)}
+
+
 def test_what_a_job_leaves_out_is_no_step() -> None:
     assert [step.kind for step in plan(job(MINIMAL))] == [
         "read", "decode", "metric", "sink", "dead letters",
