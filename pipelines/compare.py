@@ -14,7 +14,7 @@ class Change:
 
     ``new``: there is none. ``changed``: it has a lesser version, and is overwritten. ``same``: it
     says the same. ``stale``: it has a greater version, and stays. ``conflict``: it has the same
-    version and says something else, so it stays, unless the replay has a new ``--generation``.
+    version and says something else, so it stays: a correction needs a greater ``generation``.
     """
 
     id: str

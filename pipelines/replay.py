@@ -102,7 +102,8 @@ class Replay:
         if self.dry:
             return CountedLookup(spec.max_keys)
         rate = self.limits.share(self.limits.rest_calls)
-        return lookup if rate is None else BudgetedLookup(lookup, rate)
+        # Each has a bucket of its own, for steps of one worker share nothing once they are pickled.
+        return lookup if rate is None else BudgetedLookup(lookup, rate / len(self.job.enrich))
 
     @cached_property
     def windows(self) -> Mapping[str, Window]:

@@ -395,6 +395,17 @@ def test_a_range_that_ends_before_it_begins_is_refused(tmp_path: Path) -> None:
         Replay(job_in(tmp_path), "raw", START, START, {})
 
 
+def test_a_budget_of_calls_is_that_of_all_enrichments_together(tmp_path: Path) -> None:
+    area = (
+        '  - {name: area, get: "http://127.0.0.1:1/{keys}", key: shop, id: id, add: {area: area}}\n'
+    )
+    job = job_in(tmp_path, JOB.replace("derive:", f"{area}derive:"))
+    limits = Limits(rest_calls=12, workers=3)
+    replay = Replay(job, "raw", START, START + timedelta(days=1), {}, limits)
+    lookups: list[Any] = [e.lookup for step in replay.graph.enrichments for e in step._enrichments]
+    assert [lookup._rate for lookup in lookups] == [2, 2]
+
+
 def test_a_budget_is_more_than_nothing() -> None:
     with pytest.raises(ValueError, match="above 0"):
         Limits(events=0)
