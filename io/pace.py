@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from velocity.io.lookup import MISSING, Answers, Keep, Lookup
-from velocity.io.records import WithDeadLetters, main_of
+from velocity.io.records import main_of, passing_on
 
 _TELL_EVERY: Final = 0.5
 
@@ -86,8 +86,7 @@ class Pace(beam.PTransform):
     def expand(self, pvalueish: Any) -> Any:
         given = main_of(pvalueish)
         main = given | "Pace" >> beam.ParDo(self._step).with_output_types(given.element_type)
-        dead = getattr(pvalueish, "dead_letters", None)
-        return main if dead is None else WithDeadLetters(main, dead)
+        return passing_on(pvalueish, main)
 
 
 class _Pace(beam.DoFn):

@@ -126,6 +126,11 @@ def main_of(given: Any) -> beam.PCollection:
     return given.main if isinstance(given, WithDeadLetters) else given
 
 
+def passing_on(given: Any, main: beam.PCollection) -> Any:
+    """The output of a step without dead letters of its own: with those that it was given, if any."""
+    return WithDeadLetters(main, given.dead_letters) if isinstance(given, WithDeadLetters) else main
+
+
 class Failure(NamedTuple):
     """Why the message at a position of its batch goes no further."""
 

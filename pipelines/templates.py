@@ -45,8 +45,6 @@ _RESULTS: Final[Mapping[str, Mapping[str, Any]]] = {
 """Of aggregates whose result is the same whatever they are computed over."""
 _SAME: Final = ("min", "max", "first", "last")
 """Aggregates whose result is one of the values."""
-
-
 _ALERT: Final = {"status": _KEYWORD, "next": _KEYWORD, "ended_at": _DATE, "seconds": _DOUBLE}
 """The values of an alert on a transaction."""
 
@@ -168,8 +166,7 @@ def _mappings(graph: Graph) -> dict[str, dict[str, Any]]:
     if spec := graph.job.transactions:
         kept = {column: dict(_dimension(reduction.columns[column])) for column in spec.by}
         who = {"transaction": dict(_KEYWORD), "stage": dict(_KEYWORD)}
-        ends = {"status": _KEYWORD, "next": _KEYWORD, "ended_at": _DATE, "seconds": _DOUBLE}
-        mappings[ALERTS] = _mapping({**who, **kept}, {name: dict(t) for name, t in ends.items()})
+        mappings[ALERTS] = _mapping({**who, **kept}, {name: dict(t) for name, t in _ALERT.items()})
     return mappings
 
 

@@ -27,9 +27,9 @@ from velocity.io.copies import attempts
 from velocity.io.records import (
     MESSAGE,
     RecordBatchCoder,
-    WithDeadLetters,
     counter,
     main_of,
+    passing_on,
 )
 
 _SLICES: Final = 8
@@ -75,9 +75,7 @@ class Deduplicate(beam.PTransform):
         shard = beam.ParDo(self._shard).with_output_types(KV[int, pa.RecordBatch])
         keep = beam.ParDo(self._keep).with_output_types(pa.RecordBatch)
         kept = main_of(pvalueish) | "Shard" >> shard | "Keep the first" >> keep
-        if isinstance(pvalueish, WithDeadLetters):
-            return WithDeadLetters(kept, pvalueish.dead_letters)
-        return kept
+        return passing_on(pvalueish, kept)
 
 
 class _Shard(beam.DoFn):

@@ -3,16 +3,14 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import apache_beam as beam
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from velocity.io.records import Document, WithDeadLetters, counter, main_of
-from velocity.transforms.windows import Fixed, Session, Sliding, Window
-
-_MILLISECOND: Final = timedelta(milliseconds=1)
+from velocity.io.records import Document, counter, main_of, passing_on
+from velocity.transforms.windows import Fixed, Session, Sliding, Window, millis
 
 Verdict = Literal["write", "elsewhere", "cut", "open"]
 """What becomes of a document: it is written; it belongs to another range, or another part of this
@@ -43,12 +41,12 @@ def reads(window: Window, wanted: Span, *, first: bool, pad: timedelta) -> Span:
     start, stop = wanted
     match window:
         case Fixed(size, offset):
-            length, step, shift = _millis(size), _millis(size), _millis(offset)
+            length, step, shift = millis(size), millis(size), millis(offset)
         case Sliding(size, every):
-            length, step, shift = _millis(size), _millis(every), 0
+            length, step, shift = millis(size), millis(every), 0
         case Session(gap):
-            before = _millis(pad) if first else _millis(gap)
-            return Span(start - before, stop + _millis(pad))
+            before = millis(pad) if first else millis(gap)
+            return Span(start - before, stop + millis(pad))
     if first:
         start -= length - 1
     earliest = start + (shift - start) % step
@@ -90,7 +88,7 @@ class Part:
             return "elsewhere"
         if end > self.until:
             return "open"
-        quiet = _millis(window.gap) - 1 if isinstance(window, Session) else 0
+        quiet = millis(window.gap) - 1 if isinstance(window, Session) else 0
         if start - quiet < self.read.start or end > self.read.stop:
             return "cut"
         return "write"
@@ -103,7 +101,7 @@ def parts(
 
     Parts begin at multiples of their length, so that they are cut alike whatever the range.
     """
-    size = _millis(length) if length else whole.stop - whole.start
+    size = millis(length) if length else whole.stop - whole.start
     found = []
     start = whole.start
     while start < whole.stop:
@@ -127,10 +125,6 @@ def gap_of(windows: Iterable[Window]) -> timedelta | None:
     return max((w.gap for w in windows if isinstance(w, Session)), default=None)
 
 
-def _millis(duration: timedelta) -> int:
-    return duration // _MILLISECOND
-
-
 class Within(beam.PTransform):
     """Of batches of rows those within a span of event time; ``WithDeadLetters`` or not."""
 
@@ -141,8 +135,7 @@ class Within(beam.PTransform):
     def expand(self, pvalueish: Any) -> Any:
         within = beam.FlatMap(rows_within, self._span, self._event_time)
         rows = main_of(pvalueish) | "Filter" >> within.with_output_types(pa.RecordBatch)
-        dead = getattr(pvalueish, "dead_letters", None)
-        return rows if dead is None else WithDeadLetters(rows, dead)
+        return passing_on(pvalueish, rows)
 
 
 def rows_within(rows: pa.RecordBatch, span: Span, event_time: str) -> Iterator[pa.RecordBatch]:
@@ -167,8 +160,7 @@ class OnlyComplete(beam.PTransform):
 
     def expand(self, documents: Any) -> Any:
         kept = main_of(documents) | "Choose" >> beam.ParDo(self._choose).with_output_types(Document)
-        dead = getattr(documents, "dead_letters", None)
-        return kept if dead is None else WithDeadLetters(kept, dead)
+        return passing_on(documents, kept)
 
 
 class _Choose(beam.DoFn):

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from velocity.io.copies import MASKED
-from velocity.io.records import DEAD_LETTERS, MESSAGE, Stage, WithDeadLetters, main_of
+from velocity.io.records import DEAD_LETTERS, MESSAGE, Stage, main_of, passing_on
 
 _DIGITS = 32
 
@@ -128,9 +128,7 @@ class Protect(beam.PTransform):
     def expand(self, input_or_inputs: Any) -> Any:
         step = beam.Map(self._sensitive.rows).with_output_types(pa.RecordBatch)
         rows = main_of(input_or_inputs) | "Hash or drop" >> step
-        if isinstance(input_or_inputs, WithDeadLetters):
-            return WithDeadLetters(rows, input_or_inputs.dead_letters)
-        return rows
+        return passing_on(input_or_inputs, rows)
 
 
 class Mask(beam.PTransform):
