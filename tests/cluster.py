@@ -1,5 +1,6 @@
 """A real cluster as tests see it: ``velocity``, the servers' addresses, Flink, Python workers."""
 
+import signal
 import subprocess
 import sys
 import threading
@@ -95,3 +96,14 @@ def until(condition: Callable[[], bool], seconds: float = 180) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def interrupt(run: subprocess.Popen[bytes], within: float = 120) -> int:
+    """Ends a command as Ctrl-C does; its code. One that does not end is killed, and is an error."""
+    run.send_signal(signal.SIGINT)
+    try:
+        return run.wait(within)
+    except subprocess.TimeoutExpired:
+        run.kill()
+        run.wait()
+        raise

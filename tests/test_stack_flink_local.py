@@ -2,15 +2,14 @@
 
 import contextlib
 import os
-import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.cluster import VELOCITY, interrupt
 from velocity.io.sqlite import StoreUnusable, read_documents
 from velocity.pipelines.directory import directory
 from velocity.pipelines.jobfile import load
@@ -23,7 +22,6 @@ from velocity.runners.embedded import DirectoryService, EmbeddedKafka
 pytestmark = pytest.mark.stack
 
 SEED = 11
-VELOCITY = [sys.executable, "-c", "from velocity.runners.cli import main; main()"]
 
 
 def test_a_stream_without_a_cluster_gives_the_documents_of_the_recomputation_until_ctrl_c(
@@ -61,8 +59,7 @@ def test_a_stream_without_a_cluster_gives_the_documents_of_the_recomputation_unt
             assert left[:5] == [], (tmp_path / "stderr").read_text()
             assert run.poll() is None  # a stream has no end
         finally:
-            run.send_signal(signal.SIGINT)
-            code = run.wait(120)
+            code = interrupt(run)
     assert code == 130
     children = Path("/proc").glob("[0-9]*/environ")
     assert [child for child in children if str(tmp_path).encode() in _read(child)] == []

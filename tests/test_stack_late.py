@@ -4,9 +4,7 @@ import contextlib
 import json
 import os
 import random
-import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import pytest
 from confluent_kafka import Producer
 
+from tests.cluster import VELOCITY, interrupt
 from velocity.io.dead_letter_store import ParquetLetters
 from velocity.io.sqlite import StoreUnusable, read_documents
 from velocity.pipelines.jobfile import parse
@@ -22,7 +21,6 @@ from velocity.runners.embedded import EmbeddedKafka
 
 pytestmark = pytest.mark.stack
 
-VELOCITY = [sys.executable, "-c", "from velocity.runners.cli import main; main()"]
 T0 = 1_767_225_600_000  # 2026-01-01T00:00:00Z
 JOB = """
 job: late
@@ -91,8 +89,7 @@ def test_each_late_event_is_a_dead_letter_that_names_its_metrics_and_no_other_is
                 time.sleep(1)
             assert left[:5] == [], (tmp_path / "stderr").read_text()
         finally:
-            run.send_signal(signal.SIGINT)
-            run.wait(120)
+            interrupt(run)
     found = ParquetLetters(str(dead), "late").read()
     assert found.problems == []
     named = set()
