@@ -1,5 +1,6 @@
 """A service that fails under a real Flink and Kafka: the job waits for it, and loses nothing."""
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -97,3 +98,34 @@ def test_a_job_that_waits_can_be_cancelled(
     cluster("stop", job, "--cancel")
     until(lambda: cluster.flink.find(job).ended and cluster.workers() == [])
     service.down = False
+
+
+def test_events_set_aside_in_an_outage_and_replayed_count_as_if_they_had_never_failed(
+    cluster: Cluster, service: Faulty, tmp_path: Path
+) -> None:
+    case = Case(cluster, tmp_path, 12_000)
+    text = case.path.read_text().replace("idle_after: 5s", "idle_after: 15s")
+    policy = (
+        "    id: id\n    retries: 0\n    on_error: dead_letter\n    breaker: {failures: 1000}\n"
+    )
+    case.path.write_text(text.replace("    id: id\n", policy))
+    assert case.path.read_text().count("on_error: dead_letter") == 2
+    job = case.run("--checkpoint-interval", "2s")
+    service.down = True
+    case.produce(30)
+    until(lambda: failed(case) != [])
+    service.down = False
+    until(lambda: cluster.counter(job, "enriched_rows") > 100)
+
+    chosen = ("--cause", "service_failed", "--dead-letters", case.dead, "--json")
+    replayed = json.loads(cluster("dead-letters", "replay", case.path, *chosen))
+    assert case.producing, "no partition has fallen silent, so no session has ended"
+    case.await_all()
+    assert failed(case) == [1] * replayed["sent"]
+    cluster("stop", job, "--cancel")
+
+
+def failed(case: Case) -> list[int]:
+    """The attempts of the letters of events that could not be enriched."""
+    letters = read_dead_letters(str(case.dead)).to_pylist()
+    return [letter["attempt"] for letter in letters if letter["cause"] == "service_failed"]
