@@ -7,7 +7,7 @@ MINUTES ?= 120
 SEED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-stack test-chaos lint clean
+.PHONY: help demo test test-stack test-failed test-chaos lint clean
 
 help: ## Say what there is.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -20,6 +20,9 @@ test: lint ## Run ruff, mypy and all tests that need no server.
 
 test-stack: .venv/installed ## Run the tests on real servers: needs a JDK 17 (and 21 or later), Maven.
 	$(BIN)/python -m pytest -q -m stack
+
+test-failed: .venv/installed ## Run again only what failed last time.
+	$(BIN)/python -m pytest -q --last-failed --last-failed-no-failures none -m "not chaos"
 
 test-chaos: .venv/installed ## Kill, pause and cut for ROUNDS rounds, or MINUTES; SEED says which.
 	CHAOS_ROUNDS=$(ROUNDS) CHAOS_MINUTES=$(MINUTES) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -q -s -m chaos
