@@ -9,7 +9,7 @@ from velocity.pipelines.graph import Graph, JobError
 from velocity.pipelines.templates import setup_of
 from velocity.transforms.aggregates import Value as Computed
 from velocity.transforms.metric import Metric
-from velocity.transforms.windows import Fixed, Sliding
+from velocity.transforms.windows import Days, Fixed, Sliding
 
 NUMBERS: Final = ("long", "double")
 """Types of fields that a chart can draw."""
@@ -219,6 +219,8 @@ def _every(metric: Metric) -> timedelta | None:
     match metric.window:
         case Fixed(size=size):
             return size
+        case Days(count=count):
+            return timedelta(days=count)
         case Sliding(every=every):
             return every
     return None

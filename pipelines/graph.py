@@ -49,7 +49,7 @@ from velocity.transforms.metrics import WindowedMetrics
 from velocity.transforms.sensitive import Mask, Protect, Sensitive
 from velocity.transforms.sns import SnsEnvelope
 from velocity.transforms.transactions import FollowTransactions
-from velocity.transforms.windows import Fixed, Session, Sliding, Window
+from velocity.transforms.windows import Days, Fixed, Session, Sliding, Window
 
 Until = Literal["latest"] | datetime | Offsets | None
 """Where reading stops, as ``ReadFromKafka`` takes it; None is never."""
@@ -495,6 +495,8 @@ def _at(*place: str | int) -> Iterator[None]:
 
 def window_of(spec: WindowSpec) -> Window:
     """The windows that a metric's file describes."""
+    if spec.fixed is not None and spec.timezone is not None:
+        return Days(spec.fixed.days, spec.timezone)
     if spec.fixed is not None:
         return Fixed(spec.fixed, spec.offset) if spec.offset else Fixed(spec.fixed)
     if spec.sliding is not None and spec.every is not None:

@@ -21,6 +21,8 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
+from velocity.transforms.days import zone_named
+
 _UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION = re.compile(r"(-?)((?:\d+(?:ms|s|m|h|d))+)")
 
@@ -427,12 +429,22 @@ class EnrichmentSpec(Model):
         return self
 
 
+def _known(name: str) -> str:
+    zone_named(name)
+    return name
+
+
 class WindowSpec(Model):
     """Exactly one of `fixed`, `sliding` (with `every`) and `session`."""
 
     fixed: Duration | None = Field(None, description="The length of windows side by side.")
     offset: Shift | None = Field(
-        None, description="With `fixed`: shifts the start, `-7h` for days in Jakarta."
+        None, description="With `fixed`: shifts the start from where UTC would have it."
+    )
+    timezone: Annotated[str, AfterValidator(_known)] | None = Field(
+        None,
+        description="With `fixed` of whole days: they are days there, from midnight to midnight, of "
+        "23 or 25 hours where clocks change. A name such as `Asia/Jakarta`.",
     )
     sliding: Duration | None = Field(None, description="The length of windows that overlap.")
     every: Duration | None = Field(None, description="With `sliding`: from start to start.")
@@ -450,6 +462,14 @@ class WindowSpec(Model):
             raise ValueError("every is longer than sliding: events between windows would not count")
         if self.offset is not None and self.fixed is None:
             raise ValueError("offset goes with fixed")
+        if self.timezone is not None:
+            if self.offset is not None:
+                raise ValueError("timezone and offset exclude each other: days begin at midnight")
+            if not self.fixed or self.fixed % timedelta(days=1):
+                raise ValueError(
+                    "timezone goes with fixed of whole days, such as 1d; for shorter windows "
+                    "shift the start by offset"
+                )
         return self
 
 

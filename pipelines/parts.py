@@ -28,10 +28,11 @@ from velocity.transforms.fields import Field
 from velocity.transforms.metric import Metric
 from velocity.transforms.metrics import WindowedMetrics
 from velocity.transforms.sns import SnsEnvelope
-from velocity.transforms.windows import Fixed, Session, Sliding
+from velocity.transforms.windows import Days, Fixed, Session, Sliding
 
 __all__ = [
     "Added",
+    "Days",
     "Decode",
     "Deduplicate",
     "Derive",

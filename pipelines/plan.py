@@ -225,7 +225,11 @@ def _window(spec: WindowSpec) -> str:
     >>> _window(WindowSpec(sliding="15m", every="5m"))
     'sliding 15m every 5m'
     """
-    written = {key: format_duration(value) for key, value in spec if value is not None}
+    written = {
+        key: value if isinstance(value, str) else format_duration(value)
+        for key, value in spec
+        if value is not None
+    }
     return " ".join(f"{key} {value}" for key, value in written.items())
 
 

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from itertools import islice, pairwise
 from typing import Any, Final, NamedTuple
+from zoneinfo import ZoneInfo
 
 import duckdb
 import jmespath
@@ -402,6 +403,11 @@ def _assign(
             for member in run:
                 yield (key, times[run[0]], times[run[-1]] + gap), member
         return
+    if window.timezone is not None:
+        assert window.fixed is not None
+        for position, (time, key) in enumerate(zip(times, keys, strict=True)):
+            yield (key, *_days(time, window.fixed.days, ZoneInfo(window.timezone))), position
+        return
     size = (window.fixed or window.sliding or timedelta()) // _MILLISECOND
     every = window.every // _MILLISECOND if window.every else size
     offset = window.offset // _MILLISECOND if window.offset else 0
@@ -410,6 +416,19 @@ def _assign(
         while start > time - size:
             yield (key, start, start + size), position
             start -= every
+
+
+def _days(time: int, count: int, zone: ZoneInfo) -> tuple[int, int]:
+    """From midnight to midnight, ``count`` days later, by the calendar of the zone."""
+
+    def midnight(day: int) -> int:
+        return int(datetime.fromordinal(day).replace(tzinfo=zone).timestamp()) * 1000
+
+    day = (_EPOCH + time * _MILLISECOND).astimezone(zone).toordinal()
+    while time >= midnight(day + 1):  # clocks go back over midnight: that day has begun
+        day += 1
+    day -= (day - _EPOCH.toordinal()) % count
+    return midnight(day), midnight(day + count)
 
 
 def _value(value: Value, arguments: Sequence[Sequence[Any]], times: Sequence[int]) -> Expected:

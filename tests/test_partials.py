@@ -98,6 +98,7 @@ def spans(window: Window, times: Sequence[int]) -> dict[int, list[tuple[int, int
     if isinstance(window, Fixed):
         size, every, offset = window.size, window.size, window.offset
     else:
+        assert isinstance(window, Sliding)
         size, every, offset = window.size, window.every, timedelta(0)
     [size_ms, every_ms, offset_ms] = [d // timedelta(milliseconds=1) for d in (size, every, offset)]
     starts = [i * every_ms + offset_ms for i in range(-30, 30)]

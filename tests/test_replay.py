@@ -49,7 +49,7 @@ derive: {large: amount > 50, unused: upper(note)}
 metrics:
   - name: by_day
     by: [city]
-    window: {fixed: 1d, offset: -7h}
+    window: {fixed: 1d, timezone: Asia/Jakarta}
     emit: {early: 10s, lateness: 1h}
     values: {orders: count(), large: count(CASE WHEN large THEN 1 END), revenue: sum(amount)}
   - name: by_hours

@@ -38,7 +38,7 @@ from velocity.io.records import (
 from velocity.transforms.expressions import failed_rows
 from velocity.transforms.metric import Metric
 from velocity.transforms.partials import Partial, PreAggregation, merge
-from velocity.transforms.windows import Fixed, Session, Sliding, Window
+from velocity.transforms.windows import Days, Fixed, Session, Sliding, Window
 
 _GATHER_EVERY: Final = timedelta(seconds=10)
 _LONGEST_ID: Final = 512
@@ -186,7 +186,7 @@ class _Bounded(beam.PTransform):
             merge: beam.DoFn = _Sessions(self._window.gap, self._document)
         else:
             by_window = _WithWindow(self._window)
-            merge = _OfWindow(self._window.size, self._document)
+            merge = _OfWindow(self._window, self._document)
         return (
             partials
             | "Window" >> beam.ParDo(by_window).with_output_types(KV[bytes, Any])
@@ -196,7 +196,7 @@ class _Bounded(beam.PTransform):
 
 
 class _WithWindow(beam.DoFn):
-    def __init__(self, window: Fixed | Sliding) -> None:
+    def __init__(self, window: Fixed | Days | Sliding) -> None:
         self._window = window
 
     def process(
@@ -208,15 +208,15 @@ class _WithWindow(beam.DoFn):
 
 
 class _OfWindow(beam.DoFn):
-    def __init__(self, size: timedelta, document: "_ToDocument") -> None:
-        self._size, self._document = size // timedelta(milliseconds=1), document
+    def __init__(self, window: Fixed | Days | Sliding, document: "_ToDocument") -> None:
+        self._window, self._document = window, document
 
     def process(self, element: tuple[bytes, Iterable[Partial]]) -> Iterator[Document]:
         keyed, partials = element
         start, _, key = keyed.partition(b" ")
         partial = self._document.merge(key, partials)
         if partial[0]:
-            window = _interval(int(start), int(start) + self._size)
+            window = _interval(int(start), self._window.end(int(start)))
             yield self._document.make(key, partial, window, PaneInfoTiming.ON_TIME)
 
 
@@ -332,6 +332,8 @@ class _ToDocument:
         metric = self._metrics[name]
         events, *states = partial
         start, end = window.start.micros // 1000, window.end.micros // 1000
+        if isinstance(metric.window, Days):  # Beam's window is that of the stamp
+            [start] = metric.window.starts(end - 1)
         return Document(
             job=self._job,
             metric=name,

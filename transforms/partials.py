@@ -13,7 +13,7 @@ from velocity.transforms.expressions import ExpressionError, Expressions
 from velocity.transforms.lateness import Lateness
 from velocity.transforms.metric import Metric
 from velocity.transforms.reduction import Aggregate
-from velocity.transforms.windows import Session, Window
+from velocity.transforms.windows import Days, Session, Window
 
 Partial = tuple[Any, ...]
 """The number of events, then the state of each call of the metric's values."""
@@ -188,10 +188,13 @@ def _put_out(
 ) -> Iterator[Reduced]:
     dimensions = [_json_values(grouped[name]) for name in names]
     firsts, lasts = grouped["t_min"].to_pylist(), grouped["t_max"].to_pylist()
+    at = firsts
+    if isinstance(metric.window, Days):
+        at = metric.window.stamps(grouped["t_min"].combine_chunks().to_numpy()).tolist()
     empty: Partial = (0, *[None] * len(states))
     for i, events in enumerate(grouped["count_all"].to_pylist()):
         key = _DUMPS([metric.name, *(values[i] for values in dimensions)]).encode()
-        yield Reduced(metric, key, firsts[i], (events, *(column[i] for column in states)))
+        yield Reduced(metric, key, at[i], (events, *(column[i] for column in states)))
         if isinstance(metric.window, Session):
             for time in metric.window.spanning(firsts[i], lasts[i]):
                 yield Reduced(metric, key, time, empty)

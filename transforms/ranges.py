@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from velocity.io.records import Document, counter, main_of, passing_on
-from velocity.transforms.windows import Fixed, Session, Sliding, Window, millis
+from velocity.transforms.windows import Days, Fixed, Session, Sliding, Window, millis
 
 Verdict = Literal["write", "elsewhere", "cut", "open"]
 """What becomes of a document: it is written; it belongs to another range, or another part of this
@@ -28,7 +28,7 @@ def reads(window: Window, wanted: Span, *, first: bool, pad: timedelta) -> Span:
     """The event times that a part of a replay must read so that all windows that begin in
     ``wanted`` are whole; of the ``first`` part also those that began before and reach into it.
 
-    Windows of a fixed grid are read from the start of the first to the end of the last. A session
+    Windows of a grid are read from the start of the first to the end of the last. A session
     begins where no event of its key was for a gap: so much more is read before, and ``pad`` after
     the end, by which it should have ended (``pad`` before the first part too).
 
@@ -44,6 +44,11 @@ def reads(window: Window, wanted: Span, *, first: bool, pad: timedelta) -> Span:
             length, step, shift = millis(size), millis(size), millis(offset)
         case Sliding(size, every):
             length, step, shift = millis(size), millis(every), 0
+        case Days():
+            [earliest] = window.starts(start)
+            if earliest < start and not first:
+                earliest = window.end(earliest)
+            return Span(earliest, window.end(stop - 1)) if earliest < stop else Span(stop, stop)
         case Session(gap):
             before = millis(pad) if first else millis(gap)
             return Span(start - before, stop + millis(pad))

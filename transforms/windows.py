@@ -15,6 +15,8 @@ import numpy.typing as npt
 from apache_beam.transforms import window as beam_window
 from apache_beam.utils.timestamp import Duration, Timestamp
 
+from velocity.transforms.days import begin_of, days_of, zone_named
+
 Millis = npt.NDArray[np.int64]
 _MILLISECOND: Final = timedelta(milliseconds=1)
 
@@ -46,7 +48,7 @@ class Fixed:
 
     size: timedelta
     offset: timedelta = timedelta(0)
-    """From the epoch to the start of some window: minus seven hours for days in Jakarta."""
+    """From the epoch to the start of some window."""
 
     def __post_init__(self) -> None:
         _require_positive(size=self.size)
@@ -67,6 +69,9 @@ class Fixed:
         """Where the windows of a time begin: there is one."""
         return [time - (time - millis(self.offset)) % millis(self.size)]
 
+    def end(self, start: int) -> int:
+        return start + millis(self.size)
+
     def window_fn(self) -> beam_window.WindowFn:
         return beam_window.FixedWindows(
             _beam(self.size), Timestamp(micros=millis(self.offset) * 1000)
@@ -74,6 +79,60 @@ class Fixed:
 
     def __str__(self) -> str:
         return f"fixed {self.size}"
+
+
+@dataclass(frozen=True, slots=True)
+class Days:
+    """Windows of whole days of a time zone, 23 or 25 hours long where its clocks change.
+
+    Beam has no such windows that each runner knows. So a partial result goes on with the ``stamp`` of
+    its window, the last millisecond, in a window of that millisecond alone: it closes when the day
+    does, and tells which day it was.
+
+    >>> Days(1, "Asia/Jakarta").slices(np.array([0])).tolist()
+    [-25200000]
+    """
+
+    count: int
+    zone: str
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"count: at least one day is wanted; not {self.count}")
+        zone_named(self.zone)
+
+    def _begins(self, times: Millis, later: int) -> Millis:
+        """Of each time's window or, that many windows later, of another."""
+        numbers, which = np.unique(days_of(times, self.zone) // self.count, return_inverse=True)
+        days = ((numbers + later) * self.count).tolist()
+        return np.array([begin_of(day, self.zone) for day in days], np.int64)[which]
+
+    def slices(self, times: Millis) -> Millis:
+        return self._begins(times, 0)
+
+    def begins(self, times: Millis) -> Millis:
+        return self._begins(times, 0)
+
+    def closes(self, times: Millis) -> Millis:
+        return self._begins(times, 1)
+
+    def stamps(self, times: Millis) -> Millis:
+        """The last millisecond of each time's window."""
+        return self.closes(times) - 1
+
+    def starts(self, time: int) -> Sequence[int]:
+        """Where the windows of a time begin: there is one."""
+        return [int(self.begins(np.array([time]))[0])]
+
+    def end(self, start: int) -> int:
+        return int(self.closes(np.array([start]))[0])
+
+    def window_fn(self) -> beam_window.WindowFn:
+        """Of stamps."""
+        return beam_window.FixedWindows(_beam(_MILLISECOND))
+
+    def __str__(self) -> str:
+        return f"{self.count} days in {self.zone}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +170,9 @@ class Sliding:
         return range(
             time - time % millis(self.every), time - millis(self.size), -millis(self.every)
         )
+
+    def end(self, start: int) -> int:
+        return start + millis(self.size)
 
     def window_fn(self) -> beam_window.WindowFn:
         return beam_window.SlidingWindows(_beam(self.size), _beam(self.every))
@@ -176,4 +238,4 @@ class Session:
         return f"session, gap {self.gap}"
 
 
-Window = Fixed | Sliding | Session
+Window = Fixed | Days | Sliding | Session
