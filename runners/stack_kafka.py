@@ -126,8 +126,9 @@ class KafkaBroker(Server):
 
     def healthy(self) -> bool:
         lines = (self.data / "meta.properties").read_text().splitlines()
-        [cluster] = (line.partition("=")[2] for line in lines if line.startswith("cluster.id="))
-        return answers(self._port, cluster)
+        ids = [line.partition("=")[2] for line in lines if line.startswith("cluster.id=")]
+        # of a folder without an id no broker is ours, and Kafka ends with what is wrong with it
+        return bool(ids) and answers(self._port, ids[0])
 
 
 def answers(port: int, cluster: str | None = None) -> bool:
