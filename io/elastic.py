@@ -16,7 +16,7 @@ from velocity.io.documents import rejected, write_documents
 from velocity.io.elastic_bulk import Buffer, Bulks, Limits, Operation, Retry, send
 from velocity.io.elastic_connection import REQUEST_TIMEOUT, Connection
 from velocity.io.elastic_index import IndexPattern
-from velocity.io.records import Document, counter, now
+from velocity.io.records import MERGED, Document, counter, now
 
 
 def operation(
@@ -24,7 +24,8 @@ def operation(
 ) -> Operation:
     """Encodes a document. NaN and infinity are left for Elasticsearch to reject.
 
-    A data stream takes documents that are new (``create_only``), and no versions.
+    A data stream takes documents that are new (``create_only``), and no versions. What has merged is
+    a deletion.
 
     >>> from datetime import UTC
     >>> d = Document("orders", "m", 0, 60_000, {}, {"n": 2}, 2, "late", "id-1")
@@ -32,6 +33,8 @@ def operation(
     b'{"index":{"_index":"orders","_id":"id-1","version":5,"version_type":"external"}}'
     """
     index = pattern.name(document)
+    if document.pane == MERGED:
+        return deletion(index, document.id, document.version)
     action = {"_index": index, "_id": document.id}
     if create_only:
         line = _json({"create": action})
@@ -69,8 +72,8 @@ class WriteToElasticsearch(beam.PTransform):
     that are never corrected.
 
     Counts ``documents_written``; ``documents_stale``, a success: a newer or equal version was
-    there, or followed in the same bulk; ``bulk_calls``; and ``sink_retries``, the calls among
-    them that repeated a failed one.
+    there, or followed in the same bulk; ``documents_removed``, which sessions that merged left;
+    ``bulk_calls``; and ``sink_retries``, the calls among them that repeated a failed one.
 
     Raises ``ValueError`` at construction, and fails the bundle with ``DocumentsUnwritten``.
 
@@ -156,6 +159,7 @@ class _ToElasticsearch(beam.DoFn):
         outcome = self._bulks.write(bulk)
         counter("documents_written").inc(outcome.written)
         counter("documents_stale").inc(outcome.stale)
+        counter("documents_removed").inc(outcome.removed)
         counter("bulk_calls").inc(outcome.calls)
         counter("sink_retries").inc(outcome.retries)
         if outcome.rejected:

@@ -75,8 +75,9 @@ class Buffer:
         key = (new.index, new.id)
         old = self._operations.get(key)
         if old is not None:
-            self.superseded += 1
-            if old.version >= new.version:
+            left_out = new if old.version >= new.version else old
+            self.superseded += left_out.source is not None
+            if left_out is new:
                 return []
             self._size -= self._operations.pop(key).size
         bulk = self.take() if self._is_full(new) else []
@@ -177,10 +178,11 @@ class DocumentsUnwritten(RuntimeError):
 
 @dataclass
 class Outcome:
-    """What became of a bulk; each document is counted once."""
+    """What became of a bulk; each document is counted once, deletions only as far as they did it."""
 
     written: int = 0
     stale: int = 0
+    removed: int = 0
     rejected: list[Rejection] = field(default_factory=list)
     calls: int = 0
     retries: int = 0
@@ -250,10 +252,12 @@ class Bulks:
         failed, first_error = [], ""
         for operation, item in zip(sent, answer.items, strict=True):
             verdict, error = judge(item)
-            if verdict is Verdict.WRITTEN:
+            if verdict is Verdict.WRITTEN and operation.source is None:
+                outcome.removed += item["delete"]["status"] != 404
+            elif verdict is Verdict.WRITTEN:
                 outcome.written += 1
             elif verdict is Verdict.STALE:
-                outcome.stale += 1
+                outcome.stale += operation.source is not None
             elif verdict is Verdict.REJECTED:
                 outcome.rejected.append(_rejection(operation, error))
             else:

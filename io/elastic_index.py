@@ -106,7 +106,8 @@ class IndexPattern:
         return ValueError(f"index {self.pattern!r}: {remedy}")
 
     def name(self, document: Document) -> str:
-        start = datetime.fromtimestamp(document.window_start // 1000, UTC)
+        time = document.window_start if document.slot is None else document.slot
+        start = datetime.fromtimestamp(time // 1000, UTC)
         job, metric = document.job.lower(), document.metric.lower()
         return self.pattern.format(window_start=start, job=job, metric=metric)
 

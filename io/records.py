@@ -64,6 +64,8 @@ DEAD_LETTERS: Final = pa.schema(
 
 _COUNT_BITS: Final = 48
 """Of a document's version, those that count its events: 15 of Elasticsearch's 63 are left."""
+MERGED: Final = "merged"
+"""The pane of what is no document: the session that one may have been of has merged with another."""
 
 
 class Stage(StrEnum):
@@ -198,17 +200,22 @@ class Document:
     values: Mapping[str, Any]
     events: int
     pane: str
-    """``early``, ``on_time`` or ``late``."""
+    """``early``, ``on_time`` or ``late``; ``MERGED`` takes away what is under the id."""
     id: str
     generation: int = 0
     """Of the job's logic, 0 to 32,767: a later one may correct a count downwards."""
+    slot: int | None = None
+    """Epoch milliseconds that id and index go by, if not by ``window_start``: a session's may move."""
 
     @property
     def version(self) -> int:
         """Twice the events counted, and one more once the watermark has passed the window.
 
-        A later generation's is greater than all of those before.
+        A later generation's is greater than all of those before. What has merged has the greatest of
+        its generation, so that nothing brings it back.
         """
+        if self.pane == MERGED:
+            return (self.generation + 1 << _COUNT_BITS) - 1
         return (self.generation << _COUNT_BITS) + 2 * self.events + (self.pane != "early")
 
     def body(self, written_at: datetime) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.timestamp import MIN_TIMESTAMP
 
 from velocity.io.documents import Rejection, rejected, write_documents
-from velocity.io.records import Document, counter, now
+from velocity.io.records import MERGED, Document, counter, now
 
 DOCUMENTS_PER_TRANSACTION: Final = 1_000
 
@@ -37,13 +37,25 @@ _COLUMNS: Final = {
 _CREATE: Final = "CREATE TABLE IF NOT EXISTS documents ({})".format(
     ", ".join(f'"{name}" {kind}' for name, kind in _COLUMNS.items())
 )
+_CREATE_REMOVED: Final = (
+    "CREATE TABLE IF NOT EXISTS removed (id TEXT PRIMARY KEY, version INTEGER NOT NULL)"
+)
 _UPSERT: Final = (
-    "INSERT INTO documents VALUES ({}) ON CONFLICT(id) DO UPDATE SET {} "
-    "WHERE excluded.version > documents.version"
+    "INSERT INTO documents SELECT {} "
+    "WHERE NOT EXISTS (SELECT 1 FROM removed WHERE id = :id AND version >= :version) "
+    "ON CONFLICT(id) DO UPDATE SET {} WHERE excluded.version > documents.version"
 ).format(
     ", ".join(f":{name}" for name in _COLUMNS),
     ", ".join(f'"{name}" = excluded."{name}"' for name in _COLUMNS if name != "id"),
 )
+
+
+_REMOVED: Final = (
+    "INSERT INTO removed VALUES (:id, :version) ON CONFLICT(id) DO UPDATE "
+    "SET version = excluded.version WHERE excluded.version > removed.version"
+)
+"""A row outlives its document, or an older one, come late, would be new."""
+_REMOVE: Final = "DELETE FROM documents WHERE id = :id AND version < :version"
 
 
 class StoreUnusable(Exception):
@@ -59,11 +71,12 @@ class StoreUnusable(Exception):
 
 
 class Outcome(NamedTuple):
-    """What became of some documents; each is counted once."""
+    """What became of some documents; each is counted once, those removed as far as they were there."""
 
     written: int
     stale: int
     rejected: list[Rejection]
+    removed: int = 0
 
 
 class SqliteStore:
@@ -82,7 +95,7 @@ class SqliteStore:
     ...         _ = store.write([late], now)
     ...         print(store.write([early], now))
     ...     read_documents(f"{folder}/documents.db")["id-1"]["values"]
-    Outcome(written=0, stale=1, rejected=[])
+    Outcome(written=0, stale=1, rejected=[], removed=0)
     {'n': 3}
     """
 
@@ -106,6 +119,7 @@ class SqliteStore:
         try:
             with self._transaction():
                 self._db.execute(_CREATE)
+                self._db.execute(_CREATE_REMOVED)
             _check_layout(self._path, self._db)
             self._write_ahead(time.monotonic() + self._busy_timeout.total_seconds())
         except sqlite3.DatabaseError as error:
@@ -127,8 +141,12 @@ class SqliteStore:
     def write(self, documents: list[Document], written_at: datetime) -> Outcome:
         """Writes documents in one transaction; all or none."""
         rows: list[dict[str, Any]] = []
+        gone: list[dict[str, Any]] = []
         refused: list[Rejection] = []
         for document in documents:
+            if document.pane == MERGED:
+                gone.append({"id": document.id, "version": document.version})
+                continue
             body = document.body(written_at)
             try:
                 texts = {name: json.dumps(body[name], allow_nan=False) for name in _JSON}
@@ -137,11 +155,16 @@ class SqliteStore:
                 refused.append(Rejection("documents", document.id, json_text, str(error)))
                 continue
             rows.append(body | texts | {"id": document.id, "version": document.version})
-        before = self._db.total_changes
         with self._transaction():
-            self._db.executemany(_UPSERT, rows)
-        written = self._db.total_changes - before
-        return Outcome(written, len(rows) - written, refused)
+            written = self._changed(_UPSERT, rows)
+            self._changed(_REMOVED, gone)
+            removed = self._changed(_REMOVE, gone)
+        return Outcome(written, len(rows) - written, refused, removed)
+
+    def _changed(self, statement: str, rows: list[dict[str, Any]]) -> int:
+        before = self._db.total_changes
+        self._db.executemany(statement, rows)
+        return self._db.total_changes - before
 
     def close(self) -> None:
         self._db.close()
@@ -194,8 +217,9 @@ class WriteToSqlite(beam.PTransform):
 
     Takes a PCollection of ``Document`` or a ``WithDeadLetters`` of it, and gives a PCollection of
     dead-letter batches: those that came with it, and documents that JSON cannot hold (NaN).
-    Writes once per bundle, or per 1,000 documents. Counts ``documents_written`` and
-    ``documents_stale`` (a newer or equal version was there: a success).
+    Writes once per bundle, or per 1,000 documents. Counts ``documents_written``,
+    ``documents_stale`` (a newer or equal version was there: a success) and ``documents_removed``,
+    which sessions that merged left.
     """
 
     def __init__(self, path: str, *, now: Callable[[], datetime] = now) -> None:
@@ -244,5 +268,6 @@ class _ToSqlite(beam.DoFn):
         outcome = self._store.write(documents, now)
         counter("documents_written").inc(outcome.written)
         counter("documents_stale").inc(outcome.stale)
+        counter("documents_removed").inc(outcome.removed)
         if outcome.rejected:
             yield rejected(outcome.rejected, now)

@@ -356,7 +356,9 @@ def _documents(
             name: _value(value, list(islice(arguments, len(value.calls))), instants)
             for name, value in wanted.items()
         }
-        id_ = document_id(job.job, metric.name, start, list(key))
+        gap = metric.window.session
+        slot = start - start % (gap // _MILLISECOND) if gap else start
+        id_ = document_id(job.job, metric.name, slot, list(key))
         documents[id_] = ExpectedDocument(
             metric.name,
             rfc3339(start),

@@ -45,6 +45,8 @@ _RESULTS: Final[Mapping[str, Mapping[str, Any]]] = {
 """Of aggregates whose result is the same whatever they are computed over."""
 _SAME: Final = ("min", "max", "first", "last")
 """Aggregates whose result is one of the values."""
+_DELETIONS_KNOWN: Final = "1h"
+"""How long Elasticsearch refuses older versions of what sessions that merged have left; 1m else."""
 _ALERT: Final = {"status": _KEYWORD, "next": _KEYWORD, "ended_at": _DATE, "seconds": _DOUBLE}
 """The values of an alert on a transaction."""
 
@@ -81,7 +83,7 @@ def setup_of(graph: Graph, prefix: str = "") -> Setup:
             *("sinks", "elasticsearch", "alias"),
         )
     policy = _policy(name, sink, pattern.period)
-    settings: dict[str, Any] = {"settings": {"index": _settings(sink, policy)}}
+    settings: dict[str, Any] = {"settings": {"index": _settings(job, sink, policy)}}
     if sink.data_stream and sink.retention is not None:
         settings["lifecycle"] = {"data_retention": _time(sink.retention)}
     components = {f"{name}@settings": _component(job, settings)}
@@ -125,8 +127,11 @@ def _component(job: Job, template: Mapping[str, Any]) -> Template:
     return {"template": template, "_meta": _meta(job)}
 
 
-def _settings(sink: ElasticsearchSink, policy: Policy | None) -> dict[str, Any]:
-    given = {name.removeprefix("index."): value for name, value in sink.settings.items()}
+def _settings(job: Job, sink: ElasticsearchSink, policy: Policy | None) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    if any(m.window.session and (m.emit.early or m.emit.lateness) for m in job.metrics):
+        given["gc_deletes"] = _DELETIONS_KNOWN
+    given |= {name.removeprefix("index."): value for name, value in sink.settings.items()}
     return given | ({"lifecycle.name": policy.name} if policy else {})
 
 

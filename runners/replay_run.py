@@ -31,6 +31,7 @@ from velocity.runners.replay import Counters, Where, replay_parts
 from velocity.runners.run import summary
 from velocity.runners.stack_paths import state_folder
 from velocity.transforms.ranges import Part
+from velocity.transforms.windows import Session, Window
 
 Mode = Literal["write", "dry", "compare"]
 _SHOWN: Final = 200
@@ -217,14 +218,18 @@ def _stored(graph: Graph, made: Mapping[str, Mapping[str, Any]]) -> Mapping[str,
     """What the store has under the ids; Elasticsearch, if the job has both."""
     if graph.job.sinks.elasticsearch:
         index = graph.index
-        wanted = ((index.name(_document(id_, body)), id_) for id_, body in made.items())
+        windows = {metric.name: metric.window for metric in graph.metrics.reduction.metrics}
+        wanted = (
+            (index.name(_document(id_, body, windows.get(body["metric"]))), id_)
+            for id_, body in made.items()
+        )
         with graph.elasticsearch.open() as client:
             return read_by_id(client, wanted)
     path = graph.sqlite_path
     return read_documents(path) if path and Path(path).exists() else {}
 
 
-def _document(id_: str, body: Mapping[str, Any]) -> Document:
+def _document(id_: str, body: Mapping[str, Any], window: Window | None) -> Document:
     start, end = (
         int(datetime.fromisoformat(body[name]).timestamp() * 1000)
         for name in ("window_start", "window_end")
@@ -239,4 +244,5 @@ def _document(id_: str, body: Mapping[str, Any]) -> Document:
         body["events"],
         body["pane"],
         id_,
+        slot=window.slot(start) if isinstance(window, Session) else None,
     )

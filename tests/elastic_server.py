@@ -30,6 +30,8 @@ class Store:
     def __init__(self, *faults: str) -> None:
         self.faults = deque(faults)
         self.documents: dict[str, int] = {}
+        """Versions by id, of those deleted too."""
+        self.gone: set[str] = set()
         self.sent: list[list[str]] = []
         self.now = 0.0
         self.slept: list[float] = []
@@ -71,7 +73,12 @@ class Store:
             return json.loads(MAPPING)  # type: ignore[no-any-return]
         if self.documents.get(o.id, -1) >= o.version:
             return json.loads(CONFLICT)  # type: ignore[no-any-return]
+        there = o.id in self.documents.keys() - self.gone
         self.documents[o.id] = o.version
+        if o.source is None:
+            self.gone.add(o.id)
+            return {"delete": {"status": 200 if there else 404}}
+        self.gone.discard(o.id)
         return {"index": {"status": 201}}
 
 

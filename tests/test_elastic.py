@@ -6,6 +6,7 @@ import pickle
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -279,6 +280,33 @@ def test_the_size_of_a_bulk_is_that_of_its_body() -> None:
     assert each.size == len(each.action + b"\n" + (each.source or b"") + b"\n")
     gone = deletion("orders", "1", 7)
     assert gone.size == len(gone.action + b"\n")
+
+
+def test_what_has_merged_is_a_deletion_that_nothing_of_its_generation_outdoes() -> None:
+    gone = operation(doc("a", pane="merged"), IndexPattern("orders"), NOW)
+    assert gone.lines == deletion("orders", "a", 2**48 - 1).lines
+    later = operation(replace(doc("a", 1, "early"), generation=1), IndexPattern("orders"), NOW)
+    assert op("a", 10**9).version < gone.version < later.version
+
+
+def test_the_index_of_a_session_is_that_of_its_slot_wherever_its_start_moves_to() -> None:
+    pattern, slot = IndexPattern("orders-{window_start:%Y.%m}"), JANUARY - 1
+    began = [replace(doc("a"), window_start=start, slot=slot) for start in (JANUARY, slot)]
+    assert {pattern.name(document) for document in began} == {"orders-2025.12"}
+
+
+def test_deletions_count_as_far_as_they_took_a_document_away() -> None:
+    store = Store()
+    bulks = store.bulks()
+    assert bulks.write([op("a"), op("b")]).written == 2
+    first = bulks.write([deletion("t", "a", 99), deletion("t", "c", 99), op("b")])
+    assert (first.written, first.stale, first.removed) == (0, 1, 1)
+    again = bulks.write([deletion("t", "a", 99), op("a", 5)])
+    assert (again.written, again.stale, again.removed) == (0, 1, 0)
+    buffer = Buffer(Limits())
+    for operation_ in (op("a"), deletion("t", "a", 99), deletion("t", "a", 99)):
+        buffer.add(replace(operation_, index="t"))
+    assert buffer.superseded == 1
 
 
 # -- retries, without a network -------------------------------------------------------------------

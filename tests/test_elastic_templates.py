@@ -180,6 +180,23 @@ def test_an_index_is_deleted_once_its_last_window_is_as_old_as_wanted() -> None:
     assert settings == {"settings": {"index": {"lifecycle.name": "velocity-orders"}}}
 
 
+@pytest.mark.parametrize(
+    ("emit", "may_merge"), [("{early: 10s}", 1), ("{lateness: 1h}", 1), ("{}", 0)]
+)
+def test_deletions_are_known_for_an_hour_where_sessions_may_merge(
+    emit: str, may_merge: bool
+) -> None:
+    wanted = f"- {{name: visits, window: {{session: 1m}}, emit: {emit}, values: {{n: count()}}}}\n"
+    text = ORDERS.replace("  - {name: events", f"  {wanted}  - {{name: events")
+    made = setup_of(Graph(parse(text.encode(), "orders.yaml").job, {}))
+    settings = made.components["velocity-orders@settings"]["template"]["settings"]["index"]
+    assert settings == ({"gc_deletes": "1h"} if may_merge else {})
+    text = text.replace("{elasticsearch: {", "{elasticsearch: {settings: {index.gc_deletes: 5m}, ")
+    made = setup_of(Graph(parse(text.encode(), "orders.yaml").job, {}))
+    settings = made.components["velocity-orders@settings"]["template"]["settings"]["index"]
+    assert settings == {"gc_deletes": "5m"}
+
+
 def test_a_data_stream_is_kept_as_long_as_wanted_without_a_policy() -> None:
     made = setup(index="orders", data_stream=True, retention="36h")
     assert made.policy is None

@@ -30,7 +30,13 @@ from velocity.io.records import (
     messages,
 )
 from velocity.transforms.metric import Metric
-from velocity.transforms.metrics import WindowedMetrics, _PaneByPane, _ToDocument, document_id
+from velocity.transforms.metrics import (
+    WindowedMetrics,
+    _PaneByPane,
+    _ToDocument,
+    _WholePane,
+    document_id,
+)
 from velocity.transforms.partials import PreAggregation
 from velocity.transforms.windows import Fixed, Session, Sliding
 
@@ -70,7 +76,7 @@ def metrics(*wanted: Metric) -> WindowedMetrics:
 
 def pane(document: Document) -> Any:
     """Metric, city, start and end in seconds, pane, total, version."""
-    [total] = document.values.values()
+    [total] = document.values.values() or [None]
     start, end = document.window_start / 1000, document.window_end / 1000
     city = document.dimensions.get("city")
     return document.metric, city, start, end, document.pane, total, document.version
@@ -178,11 +184,38 @@ def test_sessions_merge_across_batches_and_panes() -> None:
         [session],
         [
             ("m", "a", 0, 55.5, "on_time", 7, 13),
+            *(("m", "a", slot, slot, "merged", None, 2**48 - 1) for slot in range(10, 50, 10)),
             ("m", "a", 70, 80, "on_time", 4, 3),
             ("m", "b", 20, 30, "on_time", 100, 3),
             ("m", "a", 0, 80, "late", 35, 19),
+            *(("m", "a", slot, slot, "merged", None, 2**48 - 1) for slot in range(10, 80, 10)),
         ],
     )
+
+
+def test_a_session_that_is_shown_once_takes_nothing_away() -> None:
+    times = stream().add_elements([batch(*(("a", 1, s) for s in range(0, 40, 9)))])
+    session = Metric("m", SUM, Session(10 * SECOND), ["city"])
+    expected = [("m", "a", 0, 46, "on_time", 5, 11)]
+    assert_panes(times.advance_watermark_to_infinity(), [session], expected)
+
+
+def test_an_early_pane_takes_away_no_more_than_the_last_hundred_slots() -> None:
+    session = Session(10 * SECOND)
+    document = _ToDocument(
+        "job", PreAggregation(SCHEMA, "at", [Metric("m", {"n": "count()"}, session, ["city"])])
+    )
+    panes = _WholePane(document, session, may_grow=True)
+    window = IntervalWindow(5, 3_000)
+    found = {}
+    for timing in (PaneInfoTiming.EARLY, PaneInfoTiming.ON_TIME, PaneInfoTiming.LATE):
+        info = PaneInfo(False, False, timing, 0, 0)
+        first, *rest = panes.process((b'["m","a"]', [(2, 2)]), window, info)
+        assert (first.window_start, first.id) == (5_000, 'job/m/0/["a"]')
+        assert {document.pane for document in rest} == {"merged"}
+        found[timing] = [document.slot for document in rest]
+    every = list(range(10_000, 3_000_000, 10_000))
+    assert list(found.values()) == [every[-100:], every, every]
 
 
 def bounded(seed: int, cuts: int) -> list[TimestampedValue]:

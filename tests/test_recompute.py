@@ -70,8 +70,11 @@ def test_an_event_counts_in_each_sliding_window_that_holds_it() -> None:
 
 def test_a_gap_ends_a_session_and_less_than_a_gap_does_not() -> None:
     session = job(window={"session": "10s"})
-    got = counted(session, message(9.999), message(0), message(19.999))
-    assert got == {(0, 19): 2, (19_999, 29): 1}
+    messages = message(9.999), message(0), message(19.999)
+    # by the slots in which they begin
+    assert counted(session, *messages) == {(0, 19): 2, (10_000, 29): 1}
+    starts = [d.window_start[-8:] for d in recompute(session, messages, services()).values()]
+    assert sorted(starts) == [":00.000Z", ":19.999Z"]
 
 
 def test_values_are_worked_out_over_all_events_at_once() -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from velocity.io.documents import Rejection, rejected
-from velocity.io.records import Document, WithDeadLetters
+from velocity.io.records import MERGED, Document, WithDeadLetters
 from velocity.io.sqlite import SqliteStore, StoreUnusable, WriteToSqlite, read_documents
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -67,21 +68,43 @@ def test_an_equal_version_does_not_overwrite(path: Path) -> None:
     st.lists(
         st.lists(
             st.builds(
-                doc, st.sampled_from("abc"), st.integers(1, 5), st.sampled_from(["early", "late"])
+                lambda generation, *document: replace(doc(*document), generation=generation),
+                st.integers(0, 1),
+                st.sampled_from("abc"),
+                st.integers(1, 5),
+                st.sampled_from(["early", "late", MERGED]),
             )
         ),
         max_size=5,
     )
 )
-def test_in_any_order_and_any_bundles_the_greatest_version_stays(
+def test_in_any_order_and_any_bundles_the_greatest_version_stays_or_what_merged_stays_away(
     tmp_path_factory: pytest.TempPathFactory, bundles: list[list[Document]]
 ) -> None:
     path = tmp_path_factory.mktemp("store") / "documents.db"
     write(path, *bundles)
-    greatest: dict[str, int] = {}
-    for document in (d for bundle in bundles for d in bundle):
-        greatest[document.id] = max(document.version, greatest.get(document.id, 0))
-    assert {id: d["version"] for id, d in read_documents(str(path)).items()} == greatest
+    greatest: dict[str, Document] = {}
+    for document in sorted((d for bundle in bundles for d in bundle), key=lambda d: d.version):
+        greatest[document.id] = document
+    assert {id: d["version"] for id, d in read_documents(str(path)).items()} == {
+        id: document.version for id, document in greatest.items() if document.pane != MERGED
+    }
+
+
+def test_what_has_merged_counts_as_removed_where_it_was(path: Path) -> None:
+    with closing(SqliteStore(str(path))) as store:
+        store.write([doc("1", 1), doc("2", 1)], NOW)
+        assert store.write([doc("1", 0, MERGED), doc("3", 0, MERGED)], NOW) == (0, 0, [], 1)
+        assert store.write([doc("1", 5), doc("1", 0, MERGED)], NOW) == (0, 1, [], 0)
+    assert read_documents(str(path)).keys() == {"2"}
+
+
+def test_a_store_of_before_takes_removals(path: Path) -> None:
+    write(path, [doc("1", 1)])
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("DROP TABLE removed")
+    write(path, [doc("1", 0, MERGED)])
+    assert read_documents(str(path)) == {}
 
 
 def test_a_failed_bundle_leaves_nothing(path: Path) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from velocity.io.elastic_bulk import Bulks, DocumentsUnwritten, Operation, Retry
 from velocity.io.elastic_connection import Connection
 from velocity.io.elastic_index import IndexPattern
 from velocity.io.elastic_setup import SetupError, apply
-from velocity.io.records import Document
+from velocity.io.records import MERGED, Document
 from velocity.pipelines.graph import Graph
 from velocity.pipelines.job import Job
 from velocity.pipelines.jobfile import parse
@@ -386,6 +386,34 @@ def test_the_greatest_version_stays_and_a_deletion_is_a_version_too(
     assert verdicts(client, op(job, doc("1", events=2, n=2))) == [stale]  # it stays away
     assert found(client, index) == []
     assert verdicts(client, op(job, doc("1", events=4, n=4))) == [written]
+
+
+@BOTH
+def test_what_has_merged_goes_stays_away_and_comes_again_in_a_later_generation(
+    client: Elasticsearch, job: Job, name: str
+) -> None:
+    made = job.model_dump()
+    made["metrics"][0] |= {"window": {"session": "1m"}, "emit": {"lateness": "1h"}}
+    job = Job.model_validate(made)
+    states(client, job)
+    slot = FEBRUARY - 60_000
+    orphan = replace(doc("1", FEBRUARY - 1, events=2, n=2), slot=slot)
+    moved = replace(doc("1", FEBRUARY, events=1, n=1), slot=slot)
+    merged = replace(doc("1", slot), pane=MERGED, slot=slot)
+    index, written = f"{name}-2026.01", Verdict.WRITTEN
+    assert verdicts(client, op(job, moved), op(job, orphan)) == [written, written]
+    assert found(client, f"velocity-{name}") == ["1"]
+    unknown = replace(merged, id="2")
+    assert verdicts(client, op(job, merged), op(job, unknown)) == [written, written]
+    later = replace(orphan, events=10**9)
+    assert verdicts(client, op(job, later), op(job, replace(later, id="2"))) == [Verdict.STALE] * 2
+    assert found(client, f"velocity-{name}") == []
+    assert verdicts(client, op(job, replace(moved, generation=1))) == [written]
+    assert found(client, index) == ["1"]
+    last = replace(merged, generation=32_767)
+    assert verdicts(client, op(job, last)) == [written]
+    settings = client.indices.get_settings(index=index)[index]["settings"]["index"]
+    assert settings["gc_deletes"] == "1h"
 
 
 def test_an_id_too_long_spoils_no_other_document(client: Elasticsearch, job: Job) -> None:

@@ -144,6 +144,27 @@ def test_beam_merges_runs_into_the_sessions_of_the_single_events(
     assert sessions(window, emitted) == sessions(window, single) == plain_sessions(gap, single)
 
 
+@given(st.data(), st.lists(st.integers(-60, 60), min_size=1, max_size=20), st.integers(1, 15))
+def test_of_sessions_that_grow_and_merge_those_of_all_events_are_left(
+    data: st.DataObject, arrived: list[int], gap: int
+) -> None:
+    """Each session is shown under its slot or not yet, and at last; what is taken away stays so."""
+    window, length = Session(ms(gap)), len(arrived)
+    shown: dict[int, tuple[int, int]] = {}
+    gone: set[int] = set()
+    for count in range(1, length + 1):
+        for start, end in plain_sessions(gap, arrived[:count]):
+            if count < length and data.draw(st.booleans()):
+                continue
+            shown[window.slot(start)] = (start, end)
+            gone.update(window.slots_after(start, end - gap))
+    final = plain_sessions(gap, arrived)
+    assert {slot: span for slot, span in shown.items() if slot not in gone} == {
+        window.slot(start): (start, end) for start, end in final
+    }
+    assert len({window.slot(start) for start, _ in final}) == len(final)
+
+
 @pytest.mark.parametrize(
     "wrong", [timedelta(0), timedelta(seconds=-1), timedelta(microseconds=1500)]
 )

@@ -27,6 +27,7 @@ from apache_beam.utils.timestamp import Duration, Timestamp
 from apache_beam.utils.windowed_value import PaneInfoTiming
 
 from velocity.io.records import (
+    MERGED,
     Cause,
     Document,
     Stage,
@@ -38,9 +39,10 @@ from velocity.io.records import (
 from velocity.transforms.expressions import failed_rows
 from velocity.transforms.metric import Metric
 from velocity.transforms.partials import Partial, PreAggregation, merge
-from velocity.transforms.windows import Days, Fixed, Session, Sliding, Window
+from velocity.transforms.windows import Days, Fixed, Session, Sliding, Window, millis
 
 _GATHER_EVERY: Final = timedelta(seconds=10)
+_MOST_EARLY: Final = 100
 _LONGEST_ID: Final = 512
 """Bytes: Elasticsearch's limit."""
 
@@ -141,7 +143,8 @@ class _Windowed(beam.PTransform):
     def expand(self, partials: beam.PCollection) -> beam.PCollection:
         if partials.is_bounded:
             return partials | "Bounded" >> _Bounded(self._window, self._document)
-        whole = isinstance(self._window, Session)
+        session = self._window if isinstance(self._window, Session) else None
+        whole = session is not None
         # At the watermark, then for each partial result that comes late. For windows that merge
         # Prism knows no other trigger.
         trigger: TriggerFn = DefaultTrigger()
@@ -160,8 +163,10 @@ class _Windowed(beam.PTransform):
             )
             | "Group" >> beam.GroupByKey()
         )
-        if whole:
-            to_documents: beam.DoFn = _WholePane(self._document)
+        if session:
+            # Else a session has its first document when no event can join it any more.
+            may_grow = bool(self._early or self._lateness)
+            to_documents: beam.DoFn = _WholePane(self._document, session, may_grow=may_grow)
         else:
             to_documents = _PaneByPane(self._document, show_early=self._early is not None)
         documents = beam.ParDo(to_documents).with_output_types(Document)
@@ -269,10 +274,16 @@ _Pane = tuple[bytes, Iterable[Partial]]
 
 
 class _WholePane(beam.DoFn):
-    """Documents of panes that hold all of their window."""
+    """Documents of panes that hold all of their session.
 
-    def __init__(self, document: "_ToDocument") -> None:
-        self._document = document
+    Where a session may grow after its first document (``may_grow``), others that have merged with it
+    may have documents, under the slots in which they began. Which have, only the runs before this
+    one may know, so each pane takes all of them away; an early one the last hundred, for a session
+    without end would pay for all its past.
+    """
+
+    def __init__(self, document: "_ToDocument", session: Session, *, may_grow: bool) -> None:
+        self._document, self._session, self._may_grow = document, session, may_grow
 
     def process(
         self, pane: _Pane, window: Any = beam.DoFn.WindowParam, info: Any = beam.DoFn.PaneInfoParam
@@ -281,6 +292,13 @@ class _WholePane(beam.DoFn):
         partial = self._document.merge(key, partials)
         if partial[0]:
             yield self._document.make(key, partial, window, info.timing)
+            if self._may_grow:
+                last = window.end.micros // 1000 - millis(self._session.gap)
+                slots = self._session.slots_after(window.start.micros // 1000, last)
+                if info.timing == PaneInfoTiming.EARLY:
+                    slots = slots[-_MOST_EARLY:]
+                for slot in slots:
+                    yield self._document.merged(key, slot)
 
 
 class _PaneByPane(beam.DoFn):
@@ -334,6 +352,7 @@ class _ToDocument:
         start, end = window.start.micros // 1000, window.end.micros // 1000
         if isinstance(metric.window, Days):  # Beam's window is that of the stamp
             [start] = metric.window.starts(end - 1)
+        slot = metric.window.slot(start) if isinstance(metric.window, Session) else start
         return Document(
             job=self._job,
             metric=name,
@@ -343,8 +362,16 @@ class _ToDocument:
             values=self._results(name, states),
             events=events,
             pane=_PANES.get(timing, "on_time"),
-            id=document_id(self._job, name, start, dimensions),
+            id=document_id(self._job, name, slot, dimensions),
+            slot=slot,
         )
+
+    def merged(self, key: bytes, slot: int) -> Document:
+        """Takes away the document of a session that began in a slot."""
+        name, *dimensions = json.loads(key)
+        by = dict(zip(self._metrics[name].by, dimensions, strict=True))
+        id_ = document_id(self._job, name, slot, dimensions)
+        return Document(self._job, name, slot, slot, by, {}, 0, MERGED, id_, slot=slot)
 
     def _results(self, metric: str, states: Sequence[Any]) -> dict[str, Any]:
         calls = zip(self._aggregates[metric], states, strict=True)
@@ -358,16 +385,18 @@ class _ToDocument:
 _PANES: Final = {PaneInfoTiming.EARLY: "early", PaneInfoTiming.LATE: "late"}
 
 
-def document_id(job: str, metric: str, window_start: int, dimensions: Sequence[Any]) -> str:
-    """The same in every run: no two windows of a key begin at one time.
+def document_id(job: str, metric: str, start: int, dimensions: Sequence[Any]) -> str:
+    """The same in every run: no two windows of a key begin at one time, nor two sessions in one slot.
+
+    ``start`` is that of the window, of a session that of its slot (``Session.slot``).
 
     >>> document_id("pharmacy", "orders", 60_000, ["Bandung", None])
     'pharmacy/orders/60000/["Bandung",null]'
     """
     key = json.dumps(dimensions, ensure_ascii=False, separators=(",", ":"))
-    id_ = f"{job}/{metric}/{window_start}/{key}"
+    id_ = f"{job}/{metric}/{start}/{key}"
     if len(id_.encode()) > _LONGEST_ID:
-        short = f"{job}/{metric}/{window_start}/{hashlib.sha256(key.encode()).hexdigest()}"
+        short = f"{job}/{metric}/{start}/{hashlib.sha256(key.encode()).hexdigest()}"
         fits = len(short.encode()) <= _LONGEST_ID
         return short if fits else hashlib.sha256(id_.encode()).hexdigest()
     return id_

@@ -224,6 +224,27 @@ class Session:
         step = max(millis(self.gap) - 1, 1)
         return [*range(first + step, last, step), last]
 
+    def slot(self, time: int) -> int:
+        """Where the slot of a time begins: slots are a gap long, and no two sessions of a key begin
+        in one. A session that took earlier events in keeps its slot, or begins in one before.
+
+        >>> Session(timedelta(seconds=1)).slot(2_999)
+        2000
+        """
+        return time - time % millis(self.gap)
+
+    def slots_after(self, first: int, last: int) -> range:
+        """All slots but the first of a session with events from ``first`` to ``last``.
+
+        None of its events, nor what would have been a session without the others, begins elsewhere;
+        and never will a session begin in one of these, for events are only added.
+
+        >>> list(Session(timedelta(seconds=1)).slots_after(900, 2_100))
+        [1000, 2000]
+        """
+        gap = millis(self.gap)
+        return range(self.slot(first) + gap, self.slot(last) + 1, gap)
+
     def begins(self, times: Millis) -> Millis:
         """Not before; where the session begins only its other events know."""
         return times
