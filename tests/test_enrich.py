@@ -67,7 +67,7 @@ class Known:
             else MISSING
             for key in keys
         ]
-        return lambda: Answers(values, {"calls": 1})
+        return lambda: Answers(values, {"calls": 1}, {"rest_call_ms": [60, 7_000]})
 
 
 def batch(keys: Sequence[Any], kind: pa.DataType | None = None) -> pa.RecordBatch:
@@ -503,6 +503,8 @@ def test_steps_chain_and_the_dead_letters_of_each_come_along() -> None:
     assert counters["enriched_rows"] == (3 + 1) + (2 + 1)
     assert counters["enrich_keys_missing"] == 2
     assert counters["calls"] == 3 + 2
+    within = [counters[f"rest_calls_within_{bound}ms"] for bound in (50, 100, 5_000)]
+    assert within == [0, 5, 5]
     assert counters["dead_letters_key_not_found"] == 2
 
 
