@@ -16,7 +16,6 @@ from confluent_kafka.cimpl import NewTopic
 from tests.cluster import Cluster, Pace, until
 from velocity.io.sqlite import StoreUnusable, read_documents
 from velocity.pipelines.directory import directory
-from velocity.pipelines.domains import DOMAINS
 from velocity.pipelines.jobfile import load
 from velocity.pipelines.produce import produce
 from velocity.pipelines.recompute import differences
@@ -52,31 +51,21 @@ def end_all(cluster: Cluster) -> None:
 
 
 class Case:
-    """The pharmacy's job, or another, on topics of its own, and what its documents must be."""
+    """The pharmacy's job on topics of its own, and what its documents must be."""
 
-    def __init__(
-        self, cluster: Cluster, folder: Path, events: int, job: Path = JOB, rate: float = 100
-    ) -> None:
+    def __init__(self, cluster: Cluster, folder: Path, events: int) -> None:
         self.cluster = cluster
         self.prefix = folder.name
         self.path = folder / "job.yaml"
-        read = load(job).source.kafka.topics
-        text = job.read_text().replace("idle_after: 60s", "idle_after: 5s")
-        for name in [*read, "velocity.alerts"]:
-            text = text.replace(name, f"{self.prefix}.{name}")
-        self.path.write_text(text)
+        text = JOB.read_text().replace("pharmacy.events", f"{self.prefix}.pharmacy.events")
+        self.path.write_text(text.replace("idle_after: 60s", "idle_after: 5s"))
         self.store, self.dead = folder / "documents.db", folder / "dead-letters"
-        domains = tuple(name for name, domain in DOMAINS.items() if domain.topic in read)
-        self.scenario = Scenario(seed=SEED, events=events, rate=rate, domains=domains)
-        made = {f"{self.prefix}.{name}": 4 for name in read}
+        self.scenario = Scenario(seed=SEED, events=events, domains=("pharmacy_delivery",))
+        topic = NewTopic(f"{self.prefix}.pharmacy.events", 4, 1)
         client = AdminClient({"bootstrap.servers": self.kafka})
-        for created in client.create_topics([NewTopic(*one, 1) for one in made.items()]).values():
-            created.result()
-
-        def partitions(topic: str) -> int:
-            return len(client.list_topics(topic, 30).topics[topic].partitions)
-
-        until(lambda: {topic: partitions(topic) for topic in made} == made)
+        for made in client.create_topics([topic]).values():
+            made.result()
+        until(lambda: len(client.list_topics(topic.topic, 30).topics[topic.topic].partitions) == 4)
         self.producer: threading.Thread | None = None
         self.pace = Pace()
 

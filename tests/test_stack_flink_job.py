@@ -10,13 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from confluent_kafka import Consumer, TopicPartition
 
 from tests.cluster import VELOCITY, Cluster, until
 from tests.flink_jobs import SEED, Case, end_all, flink_cluster
 from velocity.pipelines.directory import directory
 from velocity.pipelines.simulator import simulate
-from velocity.runners.demo import JOB
 from velocity.runners.embedded import DirectoryService
 from velocity.runners.jobserver import job_server_jar
 from velocity.runners.stack_state import read_state
@@ -127,51 +125,6 @@ def test_each_event_counts_once_though_it_was_delivered_twice_and_the_worker_kil
     os.kill(worker, signal.SIGKILL)
     until(lambda: cluster.flink.restarts(job) >= 1)
     case.await_all()
-
-
-def test_transactions_survive_a_savepoint_and_a_kill_and_each_alert_is_sent(
-    cluster: Cluster, tmp_path: Path
-) -> None:
-    # An hour and a half of event time, in which transactions get stuck and are dropped.
-    case = Case(cluster, tmp_path, 30_000, JOB.with_stem("transactions"), rate=5)
-    case.produce(rate=300)
-    case.run("--checkpoint-interval", "5s", "--name", "following")
-    until(lambda: len(case.documents()) > 50)
-    stopped = json.loads(cluster("stop", "following", "--json"))
-    assert case.producing  # it was in mid-run
-
-    savepoint = ("--from-savepoint", stopped["savepoint"])
-    job = case.run("--checkpoint-interval", "5s", "--parallelism", "3", *savepoint)
-    until(lambda: cluster.flink.checkpoints(job).completed > 0)
-    assert case.producing
-    [worker] = cluster.workers()
-    os.kill(worker, signal.SIGKILL)
-    until(lambda: cluster.flink.restarts(job) >= 1)
-    case.await_all()
-
-    wanted = {id_ for id_, body in case.documents().items() if body["metric"] == "alerts"}
-    sent = messages(case.kafka, f"{case.prefix}.velocity.alerts")
-    assert {json.loads(value)["id"] for value in sent} == wanted
-    assert {json.loads(value)["status"] for value in sent} == {"stuck", "resolved", "dropped"}
-
-
-def messages(kafka: str, topic: str) -> list[bytes]:
-    """The values of all messages that a topic holds."""
-    consumer = Consumer(
-        {"bootstrap.servers": kafka, "group.id": "test", "enable.auto.commit": False}
-    )
-    try:
-        where = [
-            TopicPartition(topic, n) for n in consumer.list_topics(topic).topics[topic].partitions
-        ]
-        ends = {place.partition: consumer.get_watermark_offsets(place, 30)[1] for place in where}
-        consumer.assign([TopicPartition(topic, place.partition, 0) for place in where])
-        values: list[bytes] = []
-        while len(values) < sum(ends.values()):
-            values += [message.value() or b"" for message in consumer.consume(1000, 1)]
-        return values
-    finally:
-        consumer.close()
 
 
 def test_a_bounded_job_ends_by_itself_and_its_view_with_it(
