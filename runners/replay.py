@@ -1,6 +1,5 @@
 """Replays on a runner: part by part, with progress, and going on where one was killed."""
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -27,6 +26,7 @@ from velocity.runners.flink_submit import quiet, submit
 from velocity.runners.flink_view import watch
 from velocity.runners.options import options_for
 from velocity.runners.run import in_job_server, run
+from velocity.runners.terminal import every
 from velocity.transforms.ranges import Part
 
 _LINE_EVERY: Final = 10.0
@@ -176,7 +176,7 @@ def progress(
 
     In a terminal it is a bar; elsewhere a line every ten seconds.
     """
-    began, ended = clock(), threading.Event()
+    began = clock()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -189,23 +189,19 @@ def progress(
     ) as bar:
         task = bar.add_task(title, total=total, told="starting")
 
-        def show() -> None:
-            next_line = began + _LINE_EVERY
-            while not ended.wait(0.5):
-                so_far, now = told(folder), clock()
-                line = told_line(so_far.rows, so_far.latest, total, now - began)
-                bar.update(task, completed=so_far.rows, told=line)
-                if not console.is_terminal and now >= next_line:
-                    next_line = now + _LINE_EVERY
-                    console.print(f"{title}: {line}", highlight=False, soft_wrap=True)
+        next_line = began + _LINE_EVERY
 
-        thread = threading.Thread(target=show, name="progress", daemon=True)
-        thread.start()
-        try:
+        def show() -> None:
+            nonlocal next_line
+            so_far, now = told(folder), clock()
+            line = told_line(so_far.rows, so_far.latest, total, now - began)
+            bar.update(task, completed=so_far.rows, told=line)
+            if not console.is_terminal and now >= next_line:
+                next_line = now + _LINE_EVERY
+                console.print(f"{title}: {line}", highlight=False, soft_wrap=True)
+
+        with every(0.5, show):
             yield
-        finally:
-            ended.set()
-            thread.join()
 
 
 def told_line(rows: int, latest: int | None, total: int | None, seconds: float) -> str:

@@ -1,7 +1,6 @@
 """Running a job: its graph on a runner, with progress while it runs and its counters at the end."""
 
 import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
@@ -27,6 +26,7 @@ from velocity.runners.flink_submit import quiet, serving, submit
 from velocity.runners.flink_view import watch
 from velocity.runners.options import options_for
 from velocity.runners.stack_state import StackState
+from velocity.runners.terminal import every
 
 # The direct runner would cache states that are in its own memory anyway, and for the size of each
 # one written Beam looks at the globals of all modules: 3 ms a state (Beam 2.77, objsize 0.7.1).
@@ -237,20 +237,13 @@ def _progress(job: str, console: Console) -> Iterator[None]:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(f"{job}: starting")
-        ended = threading.Event()
 
         def show() -> None:
-            while not ended.wait(0.2):
-                if read := sum(PartitionReader.positions.values()):
-                    progress.update(task, description=f"{job}: read to offset {read:,} in all")
+            if read := sum(PartitionReader.positions.values()):
+                progress.update(task, description=f"{job}: read to offset {read:,} in all")
 
-        thread = threading.Thread(target=show, name="progress", daemon=True)
-        thread.start()
-        try:
+        with every(0.2, show):
             yield
-        finally:
-            ended.set()
-            thread.join()
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """What commands share of the terminal: output that programs can read, and times as users give them."""
 
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 
 import typer
@@ -28,3 +30,21 @@ def time_with_offset(text: str, option: str | None = None) -> datetime:
     raise typer.BadParameter(
         "a time with its offset is wanted, such as 2026-01-05T00:00:00Z", param_hint=option
     )
+
+
+@contextmanager
+def every(seconds: float, show: Callable[[], None]) -> Iterator[None]:
+    """Calls ``show`` again and again in a thread of its own, for as long as it is entered."""
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.wait(seconds):
+            show()
+
+    thread = threading.Thread(target=run, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
