@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -10,14 +10,14 @@ import typer
 from rich.table import Table
 
 from velocity.pipelines import jobfile
-from velocity.pipelines.job import parse_duration
-from velocity.runners.terminal import output, time_with_offset
+from velocity.runners.exit_codes import codes
+from velocity.runners.terminal import JobPath, duration, output, time_with_offset
 
 if TYPE_CHECKING:
     from velocity.io.archive_files import ArchiveFile, Kind
     from velocity.pipelines.graph import Graph
 
-EXIT_CODES: Final = "Exit codes: 0 done · 1 it can't be done · 2 wrong usage"
+EXIT_CODES: Final = codes()
 
 archive_app = typer.Typer(
     help="See and keep the Parquet archive of a job's events. More: docs/archive.md.",
@@ -25,7 +25,6 @@ archive_app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-JobPath = Annotated[Path, typer.Argument(metavar="JOB", help="A job file: docs/jobs.md.")]
 BeamOptions = Annotated[
     list[str] | None,
     typer.Argument(
@@ -118,7 +117,7 @@ def expire(
     if (before is None) == (older_than is None):
         raise typer.BadParameter("give --before or --older-than")
     graph, kind = opened(path, options, raw)
-    at = _time(before, "--before") or now() - _duration(older_than or "", "--older-than")
+    at = _time(before, "--before") or now() - duration(older_than or "", "--older-than")
     assert graph.archive_path
     gone = archive_keep.expire(graph.archive_path, kind, graph.job.job, at)
     size = sum(file.bytes for file in gone) / 2**20
@@ -202,10 +201,3 @@ def _files(
 
 def _time(text: str | None, option: str) -> datetime | None:
     return None if text is None else time_with_offset(text, option)
-
-
-def _duration(text: str, option: str) -> timedelta:
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint=option) from error

@@ -2,19 +2,19 @@
 
 import json
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from velocity.pipelines import jobfile
-from velocity.pipelines.job import parse_duration
+from velocity.runners.exit_codes import codes
+from velocity.runners.terminal import JobPath, Json, duration
 
 if TYPE_CHECKING:
     from velocity.pipelines.dashboards import Board
 
-EXIT_CODES: Final = "Exit codes: 0 done · 1 a job is wrong, or not all was imported · 2 wrong usage"
+EXIT_CODES: Final = codes(_1="a job is wrong, or not all was imported")
 
 dashboards_app = typer.Typer(
     name="dashboards",
@@ -66,9 +66,7 @@ def kibana(
         Path | None,
         typer.Option(metavar="FILE", help="The certificate of who signed Kibana's own."),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="With --push: print one JSON object for other programs.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Write a data view, panels and a dashboard for each job, as Kibana imports them (8.11 to 9).
 
@@ -104,7 +102,7 @@ def kibana(
     epilog=f"Example: velocity dashboards grafana job.yaml --out job.json. {EXIT_CODES}"
 )
 def grafana(
-    path: Annotated[Path, typer.Argument(metavar="JOB", help="A job file: docs/jobs.md.")],
+    path: JobPath,
     by: By = "city",
     out: Annotated[
         Path | None,
@@ -148,7 +146,7 @@ def operations(
     from velocity.pipelines.operations import operations as made
 
     try:
-        targets = Targets(_duration(delay_target), lag_target, dead_letters_target)
+        targets = Targets(duration(delay_target, "--delay-target"), lag_target, dead_letters_target)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     folder.mkdir(parents=True, exist_ok=True)
@@ -159,13 +157,6 @@ def operations(
     for name, text in written.items():
         (folder / name).write_text(text, "utf-8")
         print(folder / name)
-
-
-def _duration(text: str) -> timedelta:
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--delay-target") from error
 
 
 def _boards(paths: Sequence[Path]) -> "tuple[Board, ...]":

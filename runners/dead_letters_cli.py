@@ -17,15 +17,15 @@ from rich.console import Console
 from rich.table import Table
 
 from velocity.pipelines import jobfile
-from velocity.runners.terminal import output, time_with_offset
+from velocity.runners.exit_codes import codes
+from velocity.runners.terminal import JobPath, Json, output, time_with_offset
 
 if TYPE_CHECKING:  # they bring Beam, which other commands can do without
     from velocity.io.dead_letter_store import Letter
     from velocity.pipelines.graph import Graph
 
-EXIT_CODES: Final = (
-    "Exit codes: 0 done · 1 letters are unreadable or can't be replayed, or there is none of that"
-    " id · 2 wrong usage · 130 Ctrl-C"
+EXIT_CODES: Final = codes(
+    130, _1="letters are unreadable or can't be replayed, or there is none of that id"
 )
 
 dead_letters_app = typer.Typer(
@@ -36,7 +36,6 @@ dead_letters_app = typer.Typer(
 )
 
 
-JobPath = Annotated[Path, typer.Argument(metavar="JOB", help="A job file: docs/jobs.md.")]
 CauseOption = Annotated[list[str] | None, typer.Option(help="Of this cause; may be repeated.")]
 StageOption = Annotated[list[str] | None, typer.Option(help="Of this stage; may be repeated.")]
 Since = Annotated[
@@ -56,7 +55,6 @@ Folder = Annotated[
     ),
 ]
 Again = Annotated[bool, typer.Option("--replayed", help="Those that were replayed too.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for other programs.")]
 
 
 @dataclass(frozen=True)

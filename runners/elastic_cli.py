@@ -7,10 +7,10 @@ from typing import Annotated, Any, Final
 import typer
 
 from velocity.pipelines import jobfile
+from velocity.runners.exit_codes import codes
+from velocity.runners.terminal import JobPath, Json
 
-EXIT_CODES: Final = (
-    "Exit codes: 0 done · 1 the job is wrong, or Elasticsearch refuses · 2 wrong usage"
-)
+EXIT_CODES: Final = codes(_1="the job is wrong, or Elasticsearch refuses")
 
 alias_app = typer.Typer(
     name="alias",
@@ -19,11 +19,9 @@ alias_app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-JobPath = Annotated[Path, typer.Argument(metavar="JOB", help="A job file: docs/jobs.md.")]
 Prefix = Annotated[
     str, typer.Argument(metavar="PREFIX", help="Of the new indices, as `setup --into` had it.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for other programs.")]
 
 
 def add_elastic_commands(app: typer.Typer) -> None:

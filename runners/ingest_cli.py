@@ -17,8 +17,9 @@ import typer
 from velocity.io.kafka_config import KafkaConfig
 from velocity.io.sns import Routes, routes_of
 from velocity.io.sns_delivery import Delivery
+from velocity.runners.exit_codes import codes
 
-EXIT_CODES: Final = "Exit codes: 0 told to stop (SIGTERM, Ctrl-C) · 1 failed · 2 wrong usage"
+EXIT_CODES: Final = codes(_0="told to stop (SIGTERM, Ctrl-C)")
 
 ingest_app = typer.Typer(
     name="ingest",

@@ -6,15 +6,16 @@ from typing import Annotated, Any, Final
 import typer
 from rich.table import Table
 
+from velocity.runners.exit_codes import codes
 from velocity.runners.flink import LOCAL, FlinkOptions, target
 from velocity.runners.flink_records import Submission, forget_ended, recall
 from velocity.runners.flink_rest import Flink, FlinkJob
 from velocity.runners.flink_view import short
 from velocity.runners.stack_paths import state_folder
 from velocity.runners.stack_state import read_state
-from velocity.runners.terminal import output
+from velocity.runners.terminal import Json, output
 
-EXIT_CODES: Final = "Exit codes: 0 done · 1 Flink cannot, or has no such job · 2 wrong usage"
+EXIT_CODES: Final = codes(_1="Flink cannot, or has no such job")
 
 ELSEWHERE: Final = ("velocity", "run", "JOB", "--runner", "flink")
 """How a job may be resumed that was not submitted from here."""
@@ -28,7 +29,6 @@ Master = Annotated[
         show_default="the stack's",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for other programs.")]
 
 
 def add_jobs_commands(app: typer.Typer) -> None:

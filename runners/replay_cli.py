@@ -9,12 +9,10 @@ from typing import Annotated, Final
 import typer
 
 from velocity.pipelines import jobfile
-from velocity.pipelines.job import parse_duration
-from velocity.runners.terminal import time_with_offset
+from velocity.runners.exit_codes import codes
+from velocity.runners.terminal import JobPath, duration, time_with_offset
 
-EXIT_CODES: Final = (
-    "Exit codes: 0 done · 1 the job is wrong, or failed · 2 wrong usage · 130 Ctrl-C"
-)
+EXIT_CODES: Final = codes(130, _1="the job is wrong, or failed")
 _SAFE: Final = "Beside a live job"
 _INSTEAD: Final = "Without writing, or elsewhere"
 
@@ -36,7 +34,7 @@ def add_replay_command(app: typer.Typer) -> None:
 
 
 def replay(
-    path: Annotated[Path, typer.Argument(metavar="JOB", help="A job file: docs/jobs.md.")],
+    path: JobPath,
     start: Annotated[
         str, typer.Option("--from", metavar="TIME", help="Event time, RFC 3339 with its offset.")
     ],
@@ -158,7 +156,7 @@ def replay(
         raise typer.BadParameter("--into is for Elasticsearch, --sqlite for a file: give one")
     if runner is ReplayRunner.DIRECT and (flink_master or batch):
         raise typer.BadParameter("--flink-master and --batch are for --runner flink")
-    length = None if part == "all" else _duration(part, "--part")
+    length = None if part == "all" else duration(part, "--part")
     if length is not None and length < timedelta(minutes=1):
         raise typer.BadParameter("a minute or more is wanted", param_hint="--part")
     job = jobfile.load(path)
@@ -180,7 +178,7 @@ def replay(
         _time(stop, "--to"),
         os.environ,
         limits,
-        _duration(late, "--late"),
+        duration(late, "--late"),
         dry=dry_run,
     )
     plan = Plan(
@@ -198,10 +196,3 @@ def replay(
 
 def _time(text: str, option: str) -> datetime:
     return time_with_offset(text, option)
-
-
-def _duration(text: str, option: str) -> timedelta:
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint=option) from error

@@ -1,9 +1,4 @@
-"""The commands of ``velocity stack``.
-
-Exit codes: 0 done, or all healthy; 1 not healthy, nothing up, or another error; 2 wrong usage;
-3 a JDK, Maven or pip is missing; 4 a package is not the pinned one; 5 a port is taken; 6 a server
-failed; 7 another command is at work; 128 + N ended by signal N (130: Ctrl-C).
-"""
+"""The commands of ``velocity stack``."""
 
 import json
 import signal
@@ -19,20 +14,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from velocity.runners.exit_codes import codes
 from velocity.runners.stack import Interrupted, Stack
 from velocity.runners.stack_components import NAMES, PORTS, Machine, Settings
 from velocity.runners.stack_errors import StackError
 from velocity.runners.stack_java import installed_jdks
 from velocity.runners.stack_paths import cache_folder, state_folder
 from velocity.runners.stack_status import ComponentStatus
+from velocity.runners.terminal import Json
 
 PORT_NAMES: Final = tuple(port for ports in PORTS.values() for port in ports)
 
-EXIT_CODES: Final = (
-    "Exit codes: 0 all healthy · 1 not healthy, or another error · 2 wrong usage ·"
-    " 3 JDK, Maven or pip missing · 4 package not the pinned one · 5 port taken ·"
-    " 6 server failed · 7 another command at work · 130 Ctrl-C"
-)
+EXIT_CODES: Final = codes(3, 4, 5, 6, 7, 130, _0="all healthy", _1="not healthy, or another error")
 
 stack_app = typer.Typer(
     name="stack",
@@ -47,7 +40,6 @@ Components = Annotated[
         metavar="[kafka|elasticsearch|flink]...", help="Which components.", show_default="all"
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for other programs.")]
 
 
 @stack_app.command(

@@ -1,12 +1,32 @@
 """What commands share of the terminal: output that programs can read, and times as users give them."""
 
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import datetime
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
+
+from velocity.pipelines.job import parse_duration
+
+JSON: Final = "velocity.json"
+"""In the metadata of a command's context: whether programs read what it prints."""
+
+
+def _as_json(ctx: typer.Context, wanted: bool) -> bool:
+    ctx.meta[JSON] = wanted
+    return wanted
+
+
+Json = Annotated[
+    bool,
+    typer.Option("--json", callback=_as_json, help="Print one JSON object for other programs."),
+]
+JobPath = Annotated[Path, typer.Argument(metavar="JOB", help="A job file: docs/jobs.md.")]
 
 
 def output(*, markup: bool = True) -> Console:
@@ -30,6 +50,30 @@ def time_with_offset(text: str, option: str | None = None) -> datetime:
     raise typer.BadParameter(
         "a time with its offset is wanted, such as 2026-01-05T00:00:00Z", param_hint=option
     )
+
+
+def duration(text: str, option: str) -> timedelta:
+    """A duration of job files; raises ``typer.BadParameter``, which names the option.
+
+    >>> duration("10s", "--part")
+    datetime.timedelta(seconds=10)
+    """
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
+
+
+def complain(command: str, text: str) -> None:
+    """Says on stderr what a command has against what it was given, or that it has failed."""
+    print(f"velocity {command}: {text}", file=sys.stderr)
+
+
+def injected(ctx: typer.Context, name: str, usual: Callable[..., Any]) -> Callable[..., Any]:
+    """What the command line was called with as ``obj={name: …}``, as tests do, or the usual."""
+    found = ctx.obj.get(name, usual) if isinstance(ctx.obj, Mapping) else usual
+    assert callable(found)
+    return found
 
 
 @contextmanager

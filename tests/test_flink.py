@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 from velocity.pipelines.reference import EXAMPLE
 from velocity.runners import flink_records
-from velocity.runners.cli import app, command_again
+from velocity.runners.cli import app
 from velocity.runners.flink import (
     MAX_PARALLELISM,
     RUNNER_OPTIONS,
@@ -39,6 +39,7 @@ from velocity.runners.flink_job_server import job_server
 from velocity.runners.flink_records import Submission, forget_ended, recall, remember
 from velocity.runners.flink_rest import Failure, FlinkJob
 from velocity.runners.flink_submit import await_running, cancel_named, quiet
+from velocity.runners.run_cli import command_again
 from velocity.runners.stack_state import ComponentRecord, StackState
 
 STACK = StackState().having(

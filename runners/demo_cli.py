@@ -1,0 +1,162 @@
+"""The commands ``velocity simulate`` and ``velocity demo``."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from rich.console import Console
+
+from velocity.pipelines import jobfile
+from velocity.runners.exit_codes import codes
+from velocity.runners.terminal import injected, time_with_offset
+
+EXIT_CODES: Final = codes(130)
+
+
+def add_demo_commands(app: typer.Typer) -> None:
+    """Adds both commands to the command line."""
+    app.command(
+        epilog="Examples: velocity simulate --events 1000000 · velocity simulate --rate 500 --domain"
+        f" pharmacy_delivery --bootstrap-servers 127.0.0.1:19092. {EXIT_CODES}"
+    )(simulate)
+    app.command(epilog=f"Example: velocity demo --events 1000000. {EXIT_CODES}")(demo)
+
+
+def simulate(
+    ctx: typer.Context,
+    bootstrap_servers: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="The Kafka to write to.")
+    ] = "127.0.0.1:9092",
+    events: Annotated[int, typer.Option(min=0, help="Messages in all.")] = 200_000,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same messages.")] = 1,
+    rate: Annotated[
+        float | None,
+        typer.Option(help="Messages sent per second.", show_default="as fast as it goes"),
+    ] = None,
+    event_rate: Annotated[
+        float, typer.Option(help="Events per second of event time, as a day's mean.")
+    ] = 100.0,
+    start: Annotated[
+        str, typer.Option(metavar="TIME", help="Event time of the first events, RFC 3339.")
+    ] = "2026-01-05T00:00:00Z",
+    late_share: Annotated[float, typer.Option(help="Of events sent late.")] = 0.05,
+    duplicate_share: Annotated[float, typer.Option(help="Of events sent twice.")] = 0.005,
+    malformed_share: Annotated[float, typer.Option(help="Of events that are spoiled.")] = 0.001,
+    domain: Annotated[
+        list[str] | None, typer.Option(help="Of the four; may be repeated.", show_default="all")
+    ] = None,
+    peak: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="AFTER/LENGTH[/FACTOR]",
+            help="A promotion: ten times as busy, or as FACTOR says; may be repeated.",
+        ),
+    ] = None,
+    outage: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DOMAIN/AFTER/LENGTH",
+            help="A service that publishes nothing, then all at once; may be repeated.",
+        ),
+    ] = None,
+    sns: Annotated[bool, typer.Option("--sns", help="In the envelope of SNS.")] = False,
+    processes: Annotated[
+        int, typer.Option(min=1, max=64, help="That send a part of the events each.")
+    ] = 1,
+    expected: Annotated[
+        Path | None, typer.Option(help="Write the documents that --job must have, as JSON lines.")
+    ] = None,
+    job: Annotated[
+        Path | None, typer.Option(metavar="JOB", help="The job that --expected is for.")
+    ] = None,
+) -> None:
+    """Write simulated events to Kafka: four domains of a health service, with their faults.
+
+    Ctrl-C ends it: what was sent is still delivered, and counted.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from velocity.pipelines.disturbances import outage_of, peak_of
+    from velocity.pipelines.produce import produce, produce_by
+    from velocity.pipelines.simulator import Scenario
+
+    if (expected is None) != (job is None):
+        raise typer.BadParameter("--expected and --job go together")
+
+    if rate is not None and not rate > 0:
+        raise typer.BadParameter("a number above 0 is wanted", param_hint="--rate")
+    chosen: dict[str, Any] = {"domains": tuple(domain)} if domain else {}
+    begin = time_with_offset(start, "--start")
+    try:
+        scenario = Scenario(
+            seed=seed,
+            events=events,
+            start=begin,
+            rate=event_rate,
+            late_share=late_share,
+            duplicate_share=duplicate_share,
+            malformed_share=malformed_share,
+            peaks=tuple(map(peak_of, peak or ())),
+            outages=tuple(map(outage_of, outage or ())),
+            sns=sns,
+            **chosen,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    console = Console(stderr=True)
+    began = time.monotonic()
+    columns = (TextColumn("sending"), BarColumn(), MofNCompleteColumn())
+    if processes > 1:
+        produced = injected(ctx, "produce_by", produce_by)(
+            processes, scenario, bootstrap_servers, rate=rate
+        )
+    else:
+        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+            task = progress.add_task("sending", total=events)
+            produced = injected(ctx, "produce", produce)(
+                scenario,
+                bootstrap_servers,
+                rate=rate,
+                progress=lambda sent: progress.update(task, completed=sent),
+            )
+    seconds = time.monotonic() - began
+    ended = "interrupted; " if produced.interrupted else ""
+    print(f"{ended}{produced.messages:,} messages sent to {bootstrap_servers} in {seconds:.1f} s")
+    if produced.interrupted:
+        raise typer.Exit(130)
+    if expected is not None and job is not None:
+        from velocity.runners.demo import write_expected
+
+        count = write_expected(expected, jobfile.load(job), scenario.divided(processes))
+        print(f"{count:,} documents expected of {job}: {expected}")
+
+
+def demo(
+    ctx: typer.Context,
+    events: Annotated[int, typer.Option(min=1, help="Simulated events.")] = 200_000,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same events.")] = 1,
+    folder: Annotated[
+        Path, typer.Option(help="For documents and dead letters; replaced if it is a demo's.")
+    ] = Path("demo"),
+) -> None:
+    """Run the main job over simulated events, and check each document by recomputation.
+
+    Needs nothing but Python: Kafka and the REST service are embedded, documents go into SQLite.
+    """
+    if not _may_replace(folder):
+        raise typer.BadParameter(
+            f"{folder} holds other things than a demo's; name another", param_hint="--folder"
+        )
+
+    from velocity.runners.demo import demo as usual
+
+    raise typer.Exit(injected(ctx, "demo", usual)(events=events, seed=seed, folder=folder))
+
+
+def _may_replace(folder: Path) -> bool:
+    """Whether a folder is not there, or holds no more than a demo's results."""
+    if not folder.exists():
+        return True
+    ours = {"documents.db", "documents.db-wal", "documents.db-shm", "dead-letters"}
+    return folder.is_dir() and {path.name for path in folder.iterdir()} <= ours

@@ -1,0 +1,265 @@
+"""The command ``velocity run``."""
+
+import os
+from dataclasses import replace
+from datetime import datetime, timedelta
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import typer
+
+from velocity.pipelines import jobfile
+from velocity.pipelines.job import LAST_GENERATION
+from velocity.runners.exit_codes import codes
+from velocity.runners.flink import FlinkOptions
+from velocity.runners.terminal import JobPath, complain, duration, injected, time_with_offset
+
+EXIT_CODES: Final = codes(130, _1="the job is wrong, or failed")
+
+_FLINK: Final = "With --runner flink"
+
+
+class Runner(StrEnum):
+    """Where a graph runs."""
+
+    DIRECT = "direct"
+    PRISM = "prism"
+    FLINK = "flink"
+
+
+_BOUNDED_ONLY: Final = {
+    Runner.DIRECT: "the direct runner can't stream",
+    # Seen with 2.77: of several partitions it takes the watermark of the one that told last.
+    Runner.PRISM: "Prism closes windows early in a stream of several partitions",
+}
+
+
+def add_run_command(app: typer.Typer) -> None:
+    """Adds the command to the command line."""
+    app.command(
+        epilog="Examples: velocity run job.yaml --until now --sqlite documents.db · velocity run"
+        " job.yaml --runner flink --parallelism 4 --detach · velocity run job.yaml --runner flink"
+        " --flink-master local -- --sdk_worker_parallelism=2."
+        f" {EXIT_CODES}"
+    )(run)
+
+
+def run(
+    ctx: typer.Context,
+    path: JobPath,
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="-- OPTIONS", help="Passed on as they are.", show_default=False),
+    ] = None,
+    runner: Annotated[Runner, typer.Option(help="Where the graph runs.")] = Runner.DIRECT,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            metavar="now|TIME",
+            help="Stop at the end of the topics as it is now, or at messages of that time"
+            " (RFC 3339).",
+            show_default="flink: never; others: now",
+        ),
+    ] = None,
+    sqlite: Annotated[
+        Path | None, typer.Option(help="Documents into this file, not into the job's sinks.")
+    ] = None,
+    dead_letters: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Dead letters into this folder, not where the job says."),
+    ] = None,
+    flink_master: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT|local",
+            help="Flink's REST interface; local is a Flink inside this run, for trying out.",
+            show_default="the stack's",
+            rich_help_panel=_FLINK,
+        ),
+    ] = None,
+    job_server_jar: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="JAR",
+            help="Beam's job server for that Flink.",
+            show_default="ours, for Flink 1.19",
+            rich_help_panel=_FLINK,
+        ),
+    ] = None,
+    worker_pool: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="What starts the Python workers.",
+            show_default="the stack's",
+            rich_help_panel=_FLINK,
+        ),
+    ] = None,
+    parallelism: Annotated[
+        int | None,
+        typer.Option(
+            help="Subtasks of each step, 1 to 128.", show_default="2", rich_help_panel=_FLINK
+        ),
+    ] = None,
+    sdk_worker_parallelism: Annotated[
+        int | None,
+        typer.Option(
+            help="Python processes of each TaskManager.", show_default="1", rich_help_panel=_FLINK
+        ),
+    ] = None,
+    checkpoint_interval: Annotated[
+        str | None,
+        typer.Option(metavar="DURATION", show_default="10s", rich_help_panel=_FLINK),
+    ] = None,
+    state_backend: Annotated[
+        str | None,
+        typer.Option(
+            metavar="hashmap|rocksdb", show_default="the cluster's", rich_help_panel=_FLINK
+        ),
+    ] = None,
+    restart_attempts: Annotated[
+        int | None,
+        typer.Option(
+            help="Restarts until the job has failed.",
+            show_default="the cluster's",
+            rich_help_panel=_FLINK,
+        ),
+    ] = None,
+    restart_delay: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DURATION",
+            help="Before each of --restart-attempts.",
+            show_default="10s",
+            rich_help_panel=_FLINK,
+        ),
+    ] = None,
+    from_savepoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH", help="Go on from a savepoint or checkpoint.", rich_help_panel=_FLINK
+        ),
+    ] = None,
+    allow_non_restored_state: Annotated[
+        bool,
+        typer.Option(
+            "--allow-non-restored-state",
+            help="Drop the state of steps that the job no longer has.",
+            rich_help_panel=_FLINK,
+        ),
+    ] = False,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the job in Flink.", show_default="job and time", rich_help_panel=_FLINK
+        ),
+    ] = None,
+    detach: Annotated[
+        bool,
+        typer.Option(
+            "--detach", help="Return once the job runs; print its id.", rich_help_panel=_FLINK
+        ),
+    ] = False,
+    generation: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=LAST_GENERATION,
+            help="Of the job's logic, instead of the job's own: documents of a later one replace"
+            " those of an earlier one, also if they count fewer events.",
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Show the job as JSON lines, every 10 s.", rich_help_panel=_FLINK
+        ),
+    ] = False,
+) -> None:
+    """Run a job to the end of its topics, or until it is stopped.
+
+    On a Flink cluster the job goes on when this command ends: Ctrl-C ends the view of it alone.
+    What follows -- goes to Beam as it is. More: docs/runners.md.
+    """
+    if options and not options[0].startswith("-"):
+        raise typer.BadParameter(
+            f"one job is wanted; before options of the runner put --: -- {options[0]}"
+        )
+    stop: datetime | Literal["latest"] | None = None
+    if until == "now" or (until is None and runner in _BOUNDED_ONLY):
+        stop = "latest"
+    elif until is not None:
+        stop = time_with_offset(until, "--until")
+    flink = _flink_options(
+        runner,
+        master=flink_master,
+        job_server_jar=job_server_jar,
+        worker_pool=worker_pool,
+        parallelism=parallelism,
+        sdk_worker_parallelism=sdk_worker_parallelism,
+        checkpoint_interval=_optional(checkpoint_interval, "--checkpoint-interval"),
+        state_backend=state_backend,
+        restart_attempts=restart_attempts,
+        restart_delay=_optional(restart_delay, "--restart-delay"),
+        from_savepoint=from_savepoint,
+        allow_non_restored_state=allow_non_restored_state or None,
+        name=name,
+        detach=detach or None,
+        as_json=as_json or None,
+    )
+    job, source = jobfile.read(path)
+    if generation is not None:
+        job = job.model_copy(update={"generation": generation})
+
+    from velocity.runners.run import redirect, run_job
+
+    redirected = redirect(job, sqlite=sqlite, dead_letters=dead_letters)
+    if problems := jobfile.check(redirected, os.environ, source):
+        # Here what could not be checked is wrong too: the job can't run without it.
+        raise jobfile.JobFileError([replace(problem, note=False) for problem in problems])
+    if until is None and stop is not None:
+        complain("run", f"{_BOUNDED_ONLY[runner]}; reading up to now (--until now)")
+    raise typer.Exit(
+        injected(ctx, "run_job", partial(run_job, flink=flink, command=command_again(ctx)))(
+            job,
+            runner.value,
+            until=stop,
+            sqlite=sqlite,
+            dead_letters=dead_letters,
+            options=options or [],
+        )
+    )
+
+
+def _flink_options(runner: Runner, **given: Any) -> FlinkOptions:
+    """The options that were given; wrong usage if they are not for this runner, or wrong."""
+    chosen = {option: value for option, value in given.items() if value is not None}
+    names = {"master": "--flink-master", "as_json": "--json"}
+    if chosen and runner is not Runner.FLINK:
+        option = next(iter(chosen))
+        raise typer.BadParameter(
+            f"{names.get(option, '--' + option.replace('_', '-'))} is for --runner flink"
+        )
+    try:
+        return FlinkOptions(**chosen)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def command_again(ctx: typer.Context) -> list[str]:
+    """The command as it was given, without what holds for this time alone, or is Beam's."""
+    once = {"options", "from_savepoint", "allow_non_restored_state", "name", "detach", "as_json"}
+    command = ["velocity", "run"]
+    for parameter in ctx.command.params:
+        value = ctx.params.get(str(parameter.name))
+        if value is None or parameter.name in once:
+            continue
+        text = str(value.absolute() if isinstance(value, Path) else value)
+        command += [text] if parameter.param_type_name == "argument" else [parameter.opts[0], text]
+    return command
+
+
+def _optional(text: str | None, option: str) -> timedelta | None:
+    return None if text is None else duration(text, option)
