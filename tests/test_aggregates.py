@@ -384,6 +384,11 @@ def test_extremes_of_times_are_shown_as_times() -> None:
         ("histogram(a, 1)", "BOUND"),
         ("histogram(a, [1, 'x'])", "BOUND"),
         ("ratio(sum(a), sum(b))", "part of another"),
+        ("sum(a)+abs(b)", r"nothing around it, not: sum\(a\)\+abs\(b\); compute within it"),
+        ("sum(a) / count()", "nothing around it"),
+        ("count() + 1", "nothing around it"),
+        ("round(sum(a), 2)", "nothing around it"),
+        ("percentile(a), (b), 5)", "nothing around it"),
     ],
 )
 def test_a_call_that_can_not_be_read_is_refused(text: str, words: str) -> None:
@@ -397,6 +402,7 @@ def test_a_call_that_can_not_be_read_is_refused(text: str, words: str) -> None:
         ("ratio(sum(a))", r"ratio\(AGGREGATE, AGGREGATE\)"),
         ("ratio(sum(a), b)", "ratio: an aggregate"),
         ("ratio(sum(a), top(b, 3))", "is no number"),
+        ("ratio(sum(a) + abs(b), count())", r"ratio: one aggregate .*not: sum\(a\) \+ abs\(b\);"),
         ("ratio(ratio(sum(a), sum(b)), count())", "part of another"),
     ],
 )

@@ -41,7 +41,14 @@ from velocity.runners.demo import JOB, expected
 from velocity.runners.embedded import DirectoryService, EmbeddedKafka
 from velocity.runners.options import options_for
 from velocity.runners.run import redirect, run
-from velocity.transforms.deduplicate import _MEMORIES, Deduplicate, _KeepFirst, _Shard
+from velocity.transforms.deduplicate import (
+    _MEMORIES,
+    Deduplicate,
+    _KeepFirst,
+    _Memories,
+    _Memory,
+    _Shard,
+)
 
 HORIZON = 60_000
 STEP = Deduplicate("id", event_time="at", horizon=timedelta(minutes=1), shards=4)
@@ -340,6 +347,21 @@ def test_no_failure_makes_an_event_count_twice_or_not_at_all(deeds: list[tuple[s
             case "restore":
                 state, kept_then, runner.watermark = checkpoint
                 runner.state, kept = copy.copy(state), list(kept_then)
+
+
+def test_memories_of_shards_that_moved_away_or_of_jobs_that_ended_are_forgotten() -> None:
+    now = 0.0
+    memories = _Memories(lambda: now)
+    for n in range(1_000):
+        now = n * 60.0
+        memories.keep(f"job {n // 10}", n % 16, b"token", _Memory())
+        memories.keep("a shard that stays", 0, b"token", memory := _Memory())
+        assert len(memories) <= 12
+    assert memories.take("job 0", 0, b"token") is None
+    assert memories.take("a shard that stays", 0, b"of another state") is None
+    memories.keep("a shard that stays", 0, b"token", memory)
+    assert memories.take("a shard that stays", 0, b"token") is memory
+    assert memories.take("a shard that stays", 0, b"token") is None, "it is taken out"
 
 
 def _alone(runner: Runner, events: Sequence[Event]) -> list[tuple[Event, list[Event]]]:

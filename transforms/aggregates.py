@@ -86,8 +86,12 @@ mean, min, percentile, ratio, stddev, sum, top, variance
         """
         call = _CALL.fullmatch(text)
         if not call:
+            if _names_aggregate(text) and text.count("(") == text.count(")"):
+                raise ValueError(_ALONE.format(text))
             raise ValueError(f"an aggregate such as sum(amount) is wanted, not: {text}")
         function, expression = call[1], call[2].strip()
+        if not _closes_last(call[2]) or (function not in FUNCTIONS and _names_aggregate(call[2])):
+            raise ValueError(_ALONE.format(text))
         if function not in FUNCTIONS:
             near = difflib.get_close_matches(function, FUNCTIONS, 1)
             hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(FUNCTIONS)}"
@@ -162,6 +166,10 @@ _PARAMETERS: Final = {
     "top": "top(EXPRESSION, HOW_MANY)",
     "histogram": "histogram(EXPRESSION, [BOUND, BOUND])",
 }
+_ALONE: Final = (
+    "one aggregate is wanted, with nothing around it, not: {}; compute within it, such as "
+    "sum(a + abs(b)), divide by ratio(AGGREGATE, AGGREGATE), or give each a value of its own"
+)
 _CALL: Final = re.compile(r"\s*(\w+)\s*\((.*)\)\s*", re.DOTALL)
 _TOKENS: Final = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|.", re.DOTALL)
 
@@ -170,6 +178,24 @@ def _number(value: Any) -> int | float:
     if type(value) not in (int, float):
         raise ValueError
     return value  # type: ignore[no-any-return]
+
+
+def _names_aggregate(text: str) -> bool:
+    return any(re.search(rf"\b{name}\s*\(", text) for name in FUNCTIONS)
+
+
+def _closes_last(inside: str) -> bool:
+    """Whether a bracket around a text would close after it, not within.
+
+    >>> _closes_last("greatest(a, ')')"), _closes_last("a) + abs(b")
+    (True, False)
+    """
+    depth = 0
+    for token in _TOKENS.findall(inside):
+        depth += (token in "([{") - (token in ")]}")
+        if depth < 0:
+            return False
+    return True
 
 
 def _split(text: str) -> list[str]:

@@ -1,9 +1,11 @@
 """Deduplication: of events with one id the first is kept, within a horizon of event time."""
 
 import secrets
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
+from time import monotonic
 from typing import Any, Final
 from zlib import crc32
 
@@ -36,6 +38,7 @@ _SLICES: Final = 8
 """In how many steps a horizon's ids are forgotten."""
 _BATCH: Final = 5_000
 """Rows of a batch that is put out, about."""
+_UNUSED: Final = 600.0
 _IDS: Final = pa.schema([("id", pa.string()), ("time", pa.int64())])
 """What the state holds of a row that was kept; the time is its event time."""
 _CODER: Final = RecordBatchCoder()
@@ -125,8 +128,42 @@ class _Memory:
             self.times[id_] = time
 
 
-_MEMORIES: Final[dict[tuple[str, int], tuple[bytes, _Memory]]] = {}
-"""Of this process, by step and shard, each with the token of the state that it equals."""
+class _Memories:
+    """Those of a process, by step and shard, each with the token of the state that it equals.
+
+    What nobody asks for in ``_UNUSED`` seconds is forgotten: the shard has moved to another worker,
+    or its job has ended. A shard that was only quiet is read from its state again.
+    """
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._kept: dict[tuple[str, int], tuple[float, bytes, _Memory]] = {}
+        """The longest unused first."""
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def take(self, step: str, shard: int, token: bytes) -> _Memory | None:
+        """Taken out, so that no other thread has it, nor anyone after a failure in mid-batch."""
+        with self._lock:
+            _, of, memory = self._kept.pop((step, shard), (0.0, None, None))
+        return memory if of == token else None
+
+    def keep(self, step: str, shard: int, token: bytes, memory: _Memory) -> None:
+        now = self._clock()
+        with self._lock:
+            self._kept.pop((step, shard), None)  # or it would stand where it stood
+            self._kept[step, shard] = now, token, memory
+            while self._kept[oldest := next(iter(self._kept))][0] < now - _UNUSED:
+                del self._kept[oldest]
+
+    def clear(self) -> None:
+        with self._lock:
+            self._kept.clear()
+
+
+_MEMORIES: Final = _Memories()
 
 
 class _KeepFirst(beam.DoFn):
@@ -182,7 +219,7 @@ class _KeepFirst(beam.DoFn):
                 forget.set(Timestamp(micros=due * 1000))
             token = secrets.token_bytes(8)
             ledger.write((token, due))
-        _MEMORIES[self._step, shard] = token, memory
+        _MEMORIES.keep(self._step, shard, token, memory)
         if len(kept) < rows.num_rows:
             self._dropped.inc(rows.num_rows - len(kept))
             rows = rows.take(pa.array(kept, pa.int64()))
@@ -212,7 +249,7 @@ class _KeepFirst(beam.DoFn):
             due = int(until[left].min())
             forget.set(Timestamp(micros=due * 1000))
         ledger.write((token, due))
-        _MEMORIES[self._step, shard] = token, _Memory.of(ids)
+        _MEMORIES.keep(self._step, shard, token, _Memory.of(ids))
 
     def finish_bundle(self) -> Iterator[Any]:
         if self._out:
@@ -226,11 +263,8 @@ class _KeepFirst(beam.DoFn):
         return TimestampedValue(pa.concat_batches(out), at)
 
     def _recall(self, shard: int, token: bytes, seen: Any) -> _Memory:
-        """Taken out, so that no other thread has it, nor anyone after a failure in mid-batch."""
-        known = _MEMORIES.pop((self._step, shard), None)
-        if known and known[0] == token:
-            return known[1]
-        return _Memory.of(_table(seen))
+        known = _MEMORIES.take(self._step, shard, token)
+        return _Memory.of(_table(seen)) if known is None else known
 
     def _until(self, time: Any) -> Any:
         """The watermark that forgets an event time (milliseconds; a number or an array)."""
