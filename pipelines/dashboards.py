@@ -9,7 +9,7 @@ from velocity.pipelines.graph import Graph, JobError
 from velocity.pipelines.templates import setup_of
 from velocity.transforms.aggregates import Value as Computed
 from velocity.transforms.metric import Metric
-from velocity.transforms.windows import Days, Fixed, Sliding
+from velocity.transforms.windows import Days, Fixed, Global, Sliding
 
 NUMBERS: Final = ("long", "double")
 """Types of fields that a chart can draw."""
@@ -132,7 +132,8 @@ def board_of(graph: Graph) -> Board:
     """The board of a job that writes to Elasticsearch; raises ``JobError`` of one that doesn't.
 
     A chart for each number, and a table for a metric's times, texts and truth values. What is an
-    object in the documents (``top``, ``histogram``) is in no panel: nothing aggregates it.
+    object in the documents (``top``, ``histogram``) is in no panel: nothing aggregates it. Nor is a
+    metric of a global window, which has no place in the time that a dashboard shows.
 
     >>> from velocity.pipelines.jobfile import parse
     >>> from velocity.pipelines.reference import EXAMPLE
@@ -150,6 +151,7 @@ def board_of(graph: Graph) -> Board:
     panels = tuple(
         panel
         for metric in graph.metrics.reduction.metrics
+        if not isinstance(metric.window, Global)
         for panel in _panels(metric, about[metric.name], mappings[metric.name])
     )
     alerts = None

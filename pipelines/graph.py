@@ -49,7 +49,7 @@ from velocity.transforms.metrics import WindowedMetrics
 from velocity.transforms.sensitive import Mask, Protect, Sensitive
 from velocity.transforms.sns import SnsEnvelope
 from velocity.transforms.transactions import FollowTransactions
-from velocity.transforms.windows import Days, Fixed, Session, Sliding, Window
+from velocity.transforms.windows import Days, Fixed, Global, Session, Sliding, Window
 
 Until = Literal["latest"] | datetime | Offsets | None
 """Where reading stops, as ``ReadFromKafka`` takes it; None is never."""
@@ -501,6 +501,8 @@ def window_of(spec: WindowSpec) -> Window:
         return Fixed(spec.fixed, spec.offset) if spec.offset else Fixed(spec.fixed)
     if spec.sliding is not None and spec.every is not None:
         return Sliding(spec.sliding, spec.every)
+    if spec.global_:
+        return Global()
     assert spec.session is not None  # the model has made sure
     return Session(spec.session)
 

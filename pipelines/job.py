@@ -435,7 +435,9 @@ def _known(name: str) -> str:
 
 
 class WindowSpec(Model):
-    """Exactly one of `fixed`, `sliding` (with `every`) and `session`."""
+    """Exactly one of `fixed`, `sliding` (with `every`), `session` and `global`."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
 
     fixed: Duration | None = Field(None, description="The length of windows side by side.")
     offset: Shift | None = Field(
@@ -451,11 +453,18 @@ class WindowSpec(Model):
     session: Duration | None = Field(
         None, description="The gap that ends a session of a key's events."
     )
+    global_: bool = Field(
+        False,
+        alias="global",
+        description="One window of all time, which never ends. It needs `emit.early`, and "
+        "takes no `lateness`: nothing is late. A state is kept for each key, for ever.",
+    )
 
     @model_validator(mode="after")
     def _exactly_one(self) -> "WindowSpec":
-        if sum(kind is not None for kind in (self.fixed, self.sliding, self.session)) != 1:
-            raise ValueError("give exactly one of fixed, sliding and session")
+        kinds = (self.fixed, self.sliding, self.session, self.global_ or None)
+        if sum(kind is not None for kind in kinds) != 1:
+            raise ValueError("give exactly one of fixed, sliding, session and global")
         if (self.every is None) != (self.sliding is None):
             raise ValueError("sliding and every go together")
         if self.sliding is not None and self.every is not None and self.every > self.sliding:
@@ -805,11 +814,33 @@ class Job(Model):
         return self
 
     @model_validator(mode="after")
+    def _global_windows_are_shown_and_kept(self) -> "Job":
+        sink = self.sinks.elasticsearch
+        for i, metric in enumerate(self.metrics):
+            wrong = {}
+            if metric.window.global_ and metric.emit.early is None:
+                wrong["window"] = (
+                    "a global window never ends: say by emit.early how often its document is written"
+                )
+            elif metric.window.global_ and metric.emit.lateness:
+                wrong["emit"] = "nothing is late for a global window: leave lateness out"
+            elif metric.window.global_ and sink and (sink.retention or sink.ilm_policy):
+                wrong["window"] = (
+                    "a global window never ends, and retention or ilm_policy would delete its index "
+                    "while it still counts: put the metric into a job of its own"
+                )
+            for key, text in wrong.items():
+                place = ("metrics", i, key)
+                raise PydanticCustomError("global_window", text, {"place": place})
+        return self
+
+    @model_validator(mode="after")
     def _metrics_fit_the_transactions(self) -> "Job":
         for i, metric in enumerate(self.metrics if self.transactions else ()):
             assert self.transactions is not None
             wrong = {}
-            if metric.emit.lateness <= self.transactions.lateness:
+            waits = metric.emit.lateness > self.transactions.lateness
+            if not waits and not metric.window.global_:
                 wrong["emit"] = "lateness must be longer than that of transactions"
             if metric.name == "alerts":
                 wrong["name"] = "the alerts of transactions are called so; choose another name"

@@ -334,7 +334,7 @@ def _keys(place: Sequence[str | int]) -> list[str]:
             parts = [getattr(part, "__origin__", part) for part in get_args(found)]
             models = [p for p in parts if isinstance(p, type) and issubclass(p, BaseModel)]
             found = [*models, *parts][0]
-    return list(found.model_fields)
+    return [field.alias or name for name, field in found.model_fields.items()]
 
 
 _PATTERNS: Final = {

@@ -225,10 +225,12 @@ def _window(spec: WindowSpec) -> str:
     >>> _window(WindowSpec(sliding="15m", every="5m"))
     'sliding 15m every 5m'
     """
+    if spec.global_:
+        return "global: all time"
     written = {
         key: value if isinstance(value, str) else format_duration(value)
         for key, value in spec
-        if value is not None
+        if value is not None and key != "global_"
     }
     return " ".join(f"{key} {value}" for key, value in written.items())
 

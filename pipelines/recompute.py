@@ -38,6 +38,7 @@ Find = Callable[[str], Mapping[str, Any] | None]
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND: Final = timedelta(milliseconds=1)
+_END_OF_TIME: Final = (datetime(9999, 12, 31, 23, 59, 59, 999_000, UTC) - _EPOCH) // _MILLISECOND
 
 
 class Message(NamedTuple):
@@ -377,6 +378,8 @@ def _is_late(job: Job, metric: MetricSpec, time: int, latest: int | None) -> boo
     window = metric.window
     watermark = latest - job.source.disorder // _MILLISECOND
     lateness = metric.emit.lateness // _MILLISECOND
+    if window.global_:
+        return False
     if window.session is not None:
         return time + lateness < watermark
     ends = [end for (_, _, end), _ in _assign(metric, [time], [()])]
@@ -404,6 +407,10 @@ def _assign(
                 run.append(position)
             for member in run:
                 yield (key, times[run[0]], times[run[-1]] + gap), member
+        return
+    if window.global_:
+        for position, key in enumerate(keys):
+            yield (key, 0, _END_OF_TIME), position
         return
     if window.timezone is not None:
         assert window.fixed is not None

@@ -237,7 +237,7 @@ def _section(path: str, model: type[BaseModel]) -> Iterator[str]:
         ("Key", "Type", "Default", "Meaning"),
         (
             (
-                _code(name),
+                _code(info.alias or name),
                 _type(hints[name], info),
                 _default(info),
                 info.description or _first_line(_model_in(info.annotation)),

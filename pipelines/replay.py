@@ -88,11 +88,27 @@ class Replay:
                     f"the job keeps no such archive: give it `archive: {{path: …, {key}: true}}`, or "
                     "choose another --source"
                 )
+        if not self.windowed.metrics:
+            raise ReplayError(
+                "all metrics of the job have global windows, which no range of history fills: run the "
+                "job anew from the start of its topics instead, with another generation"
+            )
+
+    @property
+    def left_out(self) -> Sequence[str]:
+        """The metrics of global windows, whose documents are those of all history."""
+        return [spec.name for spec in self.job.metrics if spec.window.global_]
+
+    @cached_property
+    def windowed(self) -> Job:
+        """The job without the metrics that are left out."""
+        kept = [spec for spec in self.job.metrics if not spec.window.global_]
+        return self.job.model_copy(update={"metrics": kept})
 
     @cached_property
     def graph(self) -> Graph:
         """Of the replay: from an archive of enriched events one without enrichments."""
-        job = enriched_already(self.job) if self.source == ARCHIVE else self.job
+        job = enriched_already(self.windowed) if self.source == ARCHIVE else self.windowed
         if self.dry:
             asking = [spec.model_copy(update={"on_missing": "null"}) for spec in job.enrich]
             job = job.model_copy(update={"enrich": asking})
@@ -108,7 +124,7 @@ class Replay:
     @cached_property
     def windows(self) -> Mapping[str, Window]:
         """Of the metrics, by name."""
-        return {spec.name: window_of(spec.window) for spec in self.job.metrics}
+        return {spec.name: window_of(spec.window) for spec in self.windowed.metrics}
 
     @property
     def pad(self) -> timedelta:
@@ -227,7 +243,7 @@ class Replay:
     @property
     def _late(self) -> timedelta:
         """After an event's own time, by when its message is in Kafka, or too late to count."""
-        lateness = max(spec.emit.lateness for spec in self.job.metrics)
+        lateness = max(spec.emit.lateness for spec in self.windowed.metrics)
         return lateness + self.job.source.disorder + self.late
 
 

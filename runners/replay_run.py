@@ -25,7 +25,7 @@ from velocity.io.sqlite import WriteToSqlite, read_documents
 from velocity.pipelines.compare import changes
 from velocity.pipelines.graph import Graph
 from velocity.pipelines.job import Sinks, SqliteSink
-from velocity.pipelines.replay import KAFKA, SOURCES, Replay
+from velocity.pipelines.replay import KAFKA, SOURCES, Replay, ReplayError
 from velocity.pipelines.templates import into, setup_of
 from velocity.runners.replay import Counters, Where, replay_parts
 from velocity.runners.run import summary
@@ -67,6 +67,14 @@ def carry_out(
     replay = plan.replay
     parts = replay.parts(plan.length, clock() - replay.job.source.disorder)
     replay.check(parts)
+    if replay.left_out:
+        names = ", ".join(replay.left_out)
+        if plan.into:
+            raise ReplayError(
+                f"the windows of {names} are global, which no range of history fills, and the new "
+                "indices would lack their documents: run the job anew with another generation instead"
+            )
+        console.print(f"left out, as their windows are global: {names}", highlight=False)
     if replay.source == KAFKA:
         check_history(*replay.kafka_since(parts[0]))
     match mode:

@@ -45,6 +45,7 @@ metrics:
       spans: "histogram(fee, [1, 5])"
   - {name: overlapping, by: [tier], window: {sliding: 15m, every: 5m}, values: {n: count()}}
   - {name: runs, by: [open], window: {session: 2m}, values: {n: count()}}
+  - {name: ever, window: {global: true}, emit: {early: 10s}, values: {n: count()}}
   - {name: everything, window: {fixed: 1d, timezone: Asia/Jakarta}, values: {n: count(), last: max(at)}}
 sinks: {elasticsearch: {url: "http://h:1", index: "orders-{metric}-{window_start:%Y.%m}", alias: null}}
 dead_letters: {parquet: d}

@@ -129,6 +129,23 @@ def test_all_problems_are_told_in_the_order_of_their_lines() -> None:
         ("{tier: tier}", "{tier: {path: t, typ: s}}", "17: enrich.0.add.tier.typ: unknown key"),
         ("{early: 10s}", "{early: 10}", "25: metrics.0.emit.early: a duration such as 10s"),
         ("{fixed: 1m}", "{fixd: 1m}", "24: metrics.0.window.fixd: unknown key; did you mean fixed"),
+        (
+            "{fixed: 1m}",
+            "{globl: true}",
+            "24: metrics.0.window.globl: unknown key; did you mean global",
+        ),
+        ("{fixed: 1m}", "{global: false}", "24: metrics.0.window: give exactly one of fixed"),
+        ("{fixed: 1m}", "{global: true, fixed: 1m}", "24: metrics.0.window: give exactly one of"),
+        (
+            "{fixed: 1m}\n    emit: {early: 10s}",
+            "{global: true}",
+            "24: metrics.0.window: a global window never ends: say by emit.early how often",
+        ),
+        (
+            "{fixed: 1m}\n    emit: {early: 10s}",
+            "{global: true}\n    emit: {early: 10s, lateness: 1s}",
+            "25: metrics.0.emit: nothing is late for a global window: leave lateness out",
+        ),
         ("{fixed: 1m}", "1m", "24: metrics.0.window: keys with values are wanted"),
         ("large\n", "''\n", "22: metrics.0.where: empty; at least one is wanted"),
         ("where: large", "zzz: large", "22: metrics.0.zzz: unknown key; there are: name, descr"),

@@ -61,6 +61,7 @@ METRICS = [
     metric("session", {"session": "4s"}, lateness="6s"),
     metric("eager_session", {"session": "4s"}, early="10s"),
     metric("strict_session", {"session": "4s"}),
+    metric("all_time", {"global": True}, early="10s"),
     metric("few", {"fixed": "10s"}) | {"where": "v > 5"},
 ]
 
@@ -148,7 +149,7 @@ PARTITIONS = st.lists(
 def test_what_is_late_depends_neither_on_batch_cuts_nor_on_other_partitions(
     partitions: list[list[Event]], data: st.DataObject
 ) -> None:
-    of = graph("fixed", "patient", "sliding", "session", "strict_session", "few")
+    of = graph("fixed", "patient", "sliding", "session", "strict_session", "all_time", "few")
     reduction = of.metrics.reduction
     source = Source(of, partitions)
     late = set()
@@ -227,7 +228,9 @@ def run(
 def test_each_event_is_in_the_documents_or_in_the_dead_letters_of_a_streaming_run(
     partitions: list[list[Event]], steps: list[tuple[int, int]]
 ) -> None:
-    of = graph("fixed", "patient", "sliding", "session", "eager_session", "few", "hour")
+    of = graph(
+        *("fixed", "patient", "sliding", "session", "eager_session", "all_time", "few", "hour")
+    )
     documents, letters = run(of, partitions, steps)
     expected = wanted(of, partitions)
     final = {id_: document.body(NOW) for id_, document in documents.items()}

@@ -38,7 +38,7 @@ from velocity.transforms.metrics import (
     document_id,
 )
 from velocity.transforms.partials import PreAggregation
-from velocity.transforms.windows import Fixed, Session, Sliding
+from velocity.transforms.windows import Fixed, Global, Session, Sliding
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SECOND, MINUTE, HOUR = (timedelta(**{unit: 1}) for unit in ("seconds", "minutes", "hours"))
@@ -193,6 +193,34 @@ def test_sessions_merge_across_batches_and_panes() -> None:
     )
 
 
+def test_a_global_window_shows_its_total_now_and_then_and_at_the_end_of_time() -> None:
+    end = 253_402_300_799.999
+    times = (
+        stream()
+        .add_elements([batch(("a", 1, -5), ("b", 2, 90))])
+        .advance_processing_time(15)
+        .advance_watermark_to(1_000_000)
+        # behind the watermark by far, and not late; before 1970, and counted
+        .add_elements([batch(("a", 4, 10)), batch(("a", 8, 2_000_000))])
+        .advance_processing_time(15)
+        .advance_processing_time(3600)
+        .add_elements([batch(("c", 16, 7))])
+        .advance_watermark_to_infinity()
+    )
+    assert_panes(
+        times,
+        [Metric("m", SUM, Global(), ["city"], early=10 * SECOND)],
+        [
+            ("m", "a", 0, end, "early", 1, 2),
+            ("m", "b", 0, end, "early", 2, 2),
+            ("m", "a", 0, end, "early", 13, 6),
+            ("m", "a", 0, end, "on_time", 13, 7),
+            ("m", "b", 0, end, "on_time", 2, 3),
+            ("m", "c", 0, end, "on_time", 16, 3),
+        ],
+    )
+
+
 def test_a_session_that_is_shown_once_takes_nothing_away() -> None:
     times = stream().add_elements([batch(*(("a", 1, s) for s in range(0, 40, 9)))])
     session = Metric("m", SUM, Session(10 * SECOND), ["city"])
@@ -234,6 +262,7 @@ ALL = [
     Metric("offset", SUM, Fixed(MINUTE, -7 * SECOND), ["city"]),
     Metric("sliding", SUM, Sliding(MINUTE, 45 * SECOND), ["city"]),
     Metric("session", SUM, Session(7 * SECOND), ["city"], early=10 * SECOND),
+    Metric("all", SUM, Global(), ["city"], early=10 * SECOND),
 ]
 
 
@@ -252,7 +281,7 @@ def test_bounded_input_gives_each_window_once_and_the_same_in_any_order_and_cut(
         counted[body["metric"]] += body["events"]
         assert body["values"]["total"] == body["events"]
         assert version == 2 * body["events"] + 1
-    assert [counted[name] for name in ("fixed", "offset", "session")] == [120] * 3
+    assert [counted[name] for name in ("fixed", "offset", "session", "all")] == [120] * 4
     assert 120 < counted["sliding"] < 240
 
 

@@ -61,6 +61,7 @@ metrics:
     by: [shop]
     window: {session: 30m}
     values: {orders: count(), last: max(placed)}
+  - {name: ever, by: [shop], window: {global: true}, emit: {early: 1m}, values: {orders: count()}}
 sinks: {sqlite: {path: /nonexistent/documents.db}}
 dead_letters: {parquet: /nonexistent}
 """
@@ -188,7 +189,8 @@ def recomputed(job: Job, history: Sequence[Event], start: datetime, stop: dateti
     return {
         id_: document
         for id_, document in everything.items()
-        if datetime.fromisoformat(document.window_start) < stop
+        if document.metric != "ever"  # a range of history is not all of it
+        and datetime.fromisoformat(document.window_start) < stop
         and datetime.fromisoformat(document.window_end) > start
     }
 
@@ -263,6 +265,18 @@ def test_a_replay_from_any_source_gives_the_documents_of_recomputation(
         found = documents(job, source, start, stop, folder, length)
         assert list(differences(wanted, found)) == []
         assert {body["pane"] for body in found.values()} <= {"on_time"}
+
+
+def test_what_no_range_of_history_fills_is_left_out_and_told_or_refused(tmp_path: Path) -> None:
+    job, day = job_in(tmp_path), timedelta(days=1)
+    replay = Replay(job, "archive", START, START + day, {})
+    assert replay.left_out == ["ever"]
+    assert "ever" not in replay.windows
+    only = job.model_copy(update={"metrics": job.metrics[-1:]})
+    with pytest.raises(
+        ReplayError, match="global windows, which no range of history fills: run the"
+    ):
+        Replay(only, "archive", START, START + day, {})
 
 
 def steady(minutes: int, shop: str = "s1") -> list[Event]:

@@ -39,7 +39,7 @@ from velocity.io.records import (
 from velocity.transforms.expressions import failed_rows
 from velocity.transforms.metric import Metric
 from velocity.transforms.partials import Partial, PreAggregation, merge
-from velocity.transforms.windows import Days, Fixed, Session, Sliding, Window, millis
+from velocity.transforms.windows import Days, Fixed, Global, Session, Sliding, Window, millis
 
 _GATHER_EVERY: Final = timedelta(seconds=10)
 _MOST_EARLY: Final = 100
@@ -201,7 +201,7 @@ class _Bounded(beam.PTransform):
 
 
 class _WithWindow(beam.DoFn):
-    def __init__(self, window: Fixed | Days | Sliding) -> None:
+    def __init__(self, window: Fixed | Days | Sliding | Global) -> None:
         self._window = window
 
     def process(
@@ -213,7 +213,7 @@ class _WithWindow(beam.DoFn):
 
 
 class _OfWindow(beam.DoFn):
-    def __init__(self, window: Fixed | Days | Sliding, document: "_ToDocument") -> None:
+    def __init__(self, window: Fixed | Days | Sliding | Global, document: "_ToDocument") -> None:
         self._window, self._document = window, document
 
     def process(self, element: tuple[bytes, Iterable[Partial]]) -> Iterator[Document]:
@@ -352,6 +352,8 @@ class _ToDocument:
         start, end = window.start.micros // 1000, window.end.micros // 1000
         if isinstance(metric.window, Days):  # Beam's window is that of the stamp
             [start] = metric.window.starts(end - 1)
+        elif isinstance(metric.window, Global):  # Beam's goes beyond what can be written
+            start, end = 0, metric.window.end(0)
         slot = metric.window.slot(start) if isinstance(metric.window, Session) else start
         return Document(
             job=self._job,

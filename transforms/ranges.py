@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from velocity.io.records import Document, counter, main_of, passing_on
-from velocity.transforms.windows import Days, Fixed, Session, Sliding, Window, millis
+from velocity.transforms.windows import Days, Fixed, Global, Session, Sliding, Window, millis
 
 Verdict = Literal["write", "elsewhere", "cut", "open"]
 """What becomes of a document: it is written; it belongs to another range, or another part of this
@@ -49,6 +49,8 @@ def reads(window: Window, wanted: Span, *, first: bool, pad: timedelta) -> Span:
             if earliest < start and not first:
                 earliest = window.end(earliest)
             return Span(earliest, window.end(stop - 1)) if earliest < stop else Span(stop, stop)
+        case Global():
+            raise ValueError("no part of history holds all events of a global window")
         case Session(gap):
             before = millis(pad) if first else millis(gap)
             return Span(start - before, stop + millis(pad))

@@ -16,6 +16,7 @@ from apache_beam.transforms import window as beam_window
 from apache_beam.utils.timestamp import Duration, Timestamp
 
 from velocity.transforms.days import begin_of, days_of, zone_named
+from velocity.transforms.fields import LAST_MILLI
 
 Millis = npt.NDArray[np.int64]
 _MILLISECOND: Final = timedelta(milliseconds=1)
@@ -259,4 +260,36 @@ class Session:
         return f"session, gap {self.gap}"
 
 
-Window = Fixed | Days | Sliding | Session
+@dataclass(frozen=True, slots=True)
+class Global:
+    """One window, of all time: what is counted in it is counted for ever, and nothing is late.
+
+    What stores know of times does not reach so far: documents say from 1970 to the end of 9999.
+
+    >>> Global().slices(np.array([-7, 60_000])).tolist()
+    [0, 0]
+    """
+
+    def slices(self, times: Millis) -> Millis:
+        return np.zeros_like(times)
+
+    def begins(self, times: Millis) -> Millis:
+        return np.zeros_like(times)
+
+    def closes(self, times: Millis) -> Millis:
+        return np.full_like(times, LAST_MILLI)
+
+    def starts(self, time: int) -> Sequence[int]:
+        return [0]
+
+    def end(self, start: int) -> int:
+        return LAST_MILLI
+
+    def window_fn(self) -> beam_window.WindowFn:
+        return beam_window.GlobalWindows()
+
+    def __str__(self) -> str:
+        return "global"
+
+
+Window = Fixed | Days | Sliding | Session | Global
