@@ -19,7 +19,8 @@ class JsonRows:
     """A serializer (``velocity.io.kafka_sink.Serializer``): of each row a JSON object in UTF-8.
 
     Its keys are the columns in their order, without ``_message``. Times are RFC 3339 in UTC with
-    milliseconds; a time without a zone is taken for UTC; null, NaN and infinity are ``null``.
+    milliseconds; a time without a zone is taken for UTC; null, NaN and infinity are ``null``, or
+    with ``nulls=False`` their keys are left out.
     DuckDB writes it, several times faster than ``json`` does from Python's objects.
 
     Raises ``ValueError`` for bytes, and for times within lists or structs.
@@ -29,6 +30,8 @@ class JsonRows:
     >>> JsonRows().values(rows)
     [b'{"city":"Solo","at":"1970-01-01T00:00:00.001Z","n":0.5}']
     """
+
+    nulls: bool = True
 
     def values(self, rows: pa.RecordBatch) -> list[bytes]:
         named = [
@@ -40,9 +43,12 @@ class JsonRows:
         names = [name for name, _ in named]
         # The names are parameters: they may hold quotes, and differ in nothing but their case.
         pairs = ", ".join(f"?::varchar, {column}" for column in columns)
+        made = f"json_object({pairs})"
+        if not self.nulls:
+            made = f"json_merge_patch('{{}}'::json, {made})"  # RFC 7396: a null takes a key away
         with _database().cursor() as database:
             database.register("rows", pa.table(columns))
-            found = database.execute(f"SELECT json_object({pairs})::blob AS j FROM rows", names)
+            found = database.execute(f"SELECT {made}::blob AS j FROM rows", names)
             return [value for (value,) in found.fetchall()]
 
 

@@ -33,6 +33,8 @@ _REFUSALS: Final = frozenset(
 )
 """Errors of a message itself, which no retry would help."""
 _POLL: Final = 0.1
+_BY_KEY: Final = -1
+"""In place of a partition's number, to librdkafka: its partitioner decides."""
 
 
 class MessagesUndelivered(RuntimeError):
@@ -46,20 +48,24 @@ class MessagesUndelivered(RuntimeError):
     def __str__(self) -> str:
         return (
             f"{self.count} messages did not reach topic {self.topic}: {self.error}; check that "
-            "the brokers are up, the topic exists and may be written, and for a size that its "
+            "the brokers are up, the topic exists with the partition and may be written, and for a size that its "
             "max.message.bytes (on the broker, message.max.bytes) admits it"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A message to be written; ``timestamp`` is epoch milliseconds, None the time of writing."""
+    """A message to be written; ``timestamp`` is epoch milliseconds, None the time of writing.
+
+    Without a ``partition`` the key decides on it.
+    """
 
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes | None], ...] = ()
     timestamp: int | None = None
     topic: str = ""
+    partition: int | None = None
 
 
 class Refusal(NamedTuple):
@@ -208,6 +214,7 @@ class Outbox:
             try:
                 self._producer.produce(
                     record.topic,
+                    partition=_BY_KEY if record.partition is None else record.partition,
                     key=record.key,
                     value=record.value,
                     headers=list(record.headers),

@@ -40,6 +40,13 @@ class Serializer(Protocol):
         """One for each row, in their order; None is a tombstone."""
 
 
+class Records(Protocol):
+    """Makes messages of a batch. It is pickled with the graph."""
+
+    def records(self, batch: pa.RecordBatch) -> Iterable[Record]:
+        """Those without a topic of their own go where the sink says."""
+
+
 @dataclass(frozen=True, slots=True)
 class RowRecords:
     """Makes a record of each row; ``key`` and the others name columns, a null is left out.
@@ -50,7 +57,7 @@ class RowRecords:
     >>> rows = pa.RecordBatch.from_pydict({"city": ["Solo"], "id": ["e1"], "n": [3]})
     >>> list(RowRecords(JsonRows(), key="city", headers=["n"], event_id="id").records(rows))
     [Record(key=b'Solo', value=b'{"city":"Solo","id":"e1","n":3}', \
-headers=(('n', b'3'), ('event_id', b'e1')), timestamp=None, topic='')]
+headers=(('n', b'3'), ('event_id', b'e1')), timestamp=None, topic='', partition=None)]
     """
 
     serializer: Serializer
@@ -95,7 +102,8 @@ class WriteToKafka(beam.PTransform):
 
     ``topic`` is where all goes; or ``topic_column`` names the column that says it (``"topic"`` of
     ``MESSAGES`` itself). ``key``, ``headers``, ``event_id`` and ``timestamp`` name columns of the
-    rows, see ``RowRecords``. A ``Record`` with a topic of its own goes there.
+    rows, see ``RowRecords``. A ``Record`` with a topic of its own goes there. In place of all these
+    ``records`` may make the messages, each with its topic.
 
     The producer is idempotent and waits for all replicas, so no retry of its own writes twice; a
     bundle that runs again does. ``event_id`` becomes a header by which consumers can tell.
@@ -109,7 +117,7 @@ class WriteToKafka(beam.PTransform):
 
     >>> WriteToKafka(KafkaConfig("127.0.0.1:9092"))
     Traceback (most recent call last):
-    ValueError: give either topic or topic_column
+    ValueError: give one of topic, topic_column and records
     """
 
     def __init__(
@@ -123,14 +131,15 @@ class WriteToKafka(beam.PTransform):
         headers: Sequence[str] = (),
         event_id: str | None = None,
         timestamp: str | None = None,
+        records: Records | None = None,
         deadline: timedelta = timedelta(seconds=60),
     ) -> None:
         super().__init__()
-        if (not topic) == (not topic_column):
-            raise ValueError("give either topic or topic_column")
+        if sum(map(bool, (topic, topic_column, records))) != 1:
+            raise ValueError("give one of topic, topic_column and records")
         if topic and not _TOPIC.fullmatch(topic):
             raise ValueError(f"topic {topic!r}: use up to 249 letters, digits, dots, _ and -")
-        source: RowRecords | MessageRecords = MessageRecords()
+        source: Records = records or MessageRecords()
         if serializer is not None:
             source = RowRecords(serializer, key, tuple(headers), event_id, timestamp)
         elif key or headers or event_id or timestamp:
@@ -150,7 +159,7 @@ class _ToKafka(beam.DoFn):
     def __init__(
         self,
         config: KafkaConfig,
-        source: RowRecords | MessageRecords,
+        source: Records,
         topic: str,
         topic_column: str | None,
         deadline: timedelta,
@@ -195,7 +204,8 @@ class _ToKafka(beam.DoFn):
             return [replace(element, topic=element.topic or self._topic)]
         records = self._source.records(element)
         if self._topic_column is None:
-            return (replace(record, topic=self._topic) for record in records)
+            topic = self._topic
+            return (replace(record, topic=topic) if topic else record for record in records)
         topics = element[self._topic_column].to_pylist()
         return (
             replace(record, topic=topic or "")

@@ -92,7 +92,8 @@ class Routes:
     ...     {"kind": {"Type": "String", "Value": "new"}})
     >>> routes.record(found)  # doctest: +NORMALIZE_WHITESPACE
     Record(key=b'7', value=b'{"order": {"id": 7}}',
-           headers=(('kind', b'new'), ('event_id', b'm1')), timestamp=1767571200000, topic='orders')
+           headers=(('kind', b'new'), ('event_id', b'm1')), timestamp=1767571200000, topic='orders',
+           partition=None)
     """
 
     topics: Mapping[str, str]

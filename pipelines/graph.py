@@ -24,8 +24,9 @@ from velocity.io.elastic_index import IndexPattern
 from velocity.io.kafka import ReadFromKafka
 from velocity.io.kafka_config import KafkaConfig
 from velocity.io.kafka_consumer import Offsets
+from velocity.io.kafka_sink import WriteToKafka
 from velocity.io.lookup import Lookup
-from velocity.io.records import Document, Format, WithDeadLetters
+from velocity.io.records import Document, Format, WithDeadLetters, main_of
 from velocity.io.registry_formats import registry_format
 from velocity.io.sqlite import WriteToSqlite
 from velocity.pipelines import enrichments
@@ -39,6 +40,7 @@ from velocity.pipelines.job import (
     RegistrySpec,
     WindowSpec,
 )
+from velocity.pipelines.publish import PublishError, event_records
 from velocity.transforms.decode import JsonDecoder
 from velocity.transforms.deduplicate import Deduplicate
 from velocity.transforms.derive import Derive, Where
@@ -284,6 +286,34 @@ class Graph:
                 sinks["sqlite"] = WriteToSqlite(self.sqlite_path)
         return sinks
 
+    @cached_property
+    def publish(self) -> WriteToKafka | None:
+        """Of events, with all their columns, to Kafka."""
+        spec, place = self.job.sinks.kafka, ("sinks", "kafka")
+        if spec is None:
+            return None
+        sink = spec.model_copy(
+            update={
+                "topic": self._optional(spec.topic, *place, "topic"),
+                "topics": {
+                    name: self._text(topic, *place, "topics", name)
+                    for name, topic in spec.topics.items()
+                },
+            }
+        )
+        config = self._kafka
+        if spec.bootstrap_servers is not None:
+            servers = self._text(spec.bootstrap_servers, *place, "bootstrap_servers")
+            options = {n: self._value(v, *place, "options", n) for n, v in spec.options.items()}
+            with _at(*place):
+                config = KafkaConfig(servers, options)
+        try:
+            records = event_records(sink, self.derived_schema, self.job.source.kafka.topics)
+        except PublishError as error:
+            raise JobError(error.error, *place, *error.place) from error
+        with _at(*place):
+            return WriteToKafka(config, records=records)
+
     @property
     def sqlite_path(self) -> str | None:
         """Of a job that has this sink."""
@@ -379,8 +409,14 @@ class Graph:
         rows = self.rows(decoded)
         if Kind.ENRICHED in self.archives:
             _ = rows | "Archive enriched" >> self.archives[Kind.ENRICHED]
-        documents, dead = self.documents(rows)
-        dead = [dead, *(documents | f"Write to {name}" >> s for name, s in self.sinks.items())]
+        dead = []
+        if self.publish:
+            dead.append(main_of(rows) | "Write events to Kafka" >> self.publish)
+        if self.job.metrics:
+            documents, so_far = self.documents(rows)
+            dead += [so_far, *(documents | f"Write to {n}" >> s for n, s in self.sinks.items())]
+        else:
+            dead.append(rows.dead_letters)
         letters = dead | "All dead letters" >> beam.Flatten()
         if self.sensitive:
             letters = letters | "Mask dead letters" >> Mask(self.sensitive)

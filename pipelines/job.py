@@ -1,6 +1,7 @@
 """What a job file may say: the model of ``pipelines/*.yaml``, and its one documentation."""
 
 import re
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated, Any, Final, Literal
 
@@ -667,17 +668,72 @@ class SqliteSink(Model):
     path: str = Field(description="Of the file; it is made if it is not there.")
 
 
+class KafkaSink(Model):
+    """Events into Kafka, for other jobs and consumers: JSON objects of all columns that have a value.
+
+    Each keeps the timestamp of the message that it came from. They are written at least once:
+    consumers that must not count one twice go by `event_id`, as `source.deduplicate` does.
+    """
+
+    topic: str | None = Field(
+        None,
+        description="Where they go; may hold `{topic}`, which is that of the message that an event "
+        "came in, and `{COLUMN}`.",
+    )
+    topics: dict[str, str] = Field(
+        default_factory=dict,
+        description="Where they go, by the topic of their messages; the others go to `topic`.",
+    )
+    key: Column | None = Field(
+        None,
+        description="The column of the key, which decides on the partition. Without it both are those "
+        "of the message, and what was in order stays so; each topic must have as many partitions "
+        "as its source.",
+    )
+    headers: list[Column] = Field(
+        default_factory=list, description="Columns that become headers of their names."
+    )
+    event_id: Column | None = Field(
+        None, description="The column that becomes the header `event_id`."
+    )
+    bootstrap_servers: str | None = Field(
+        None, description="`HOST:PORT`, of another cluster than the source's."
+    )
+    options: dict[str, str | int | float | bool] = Field(
+        default_factory=dict,
+        description="librdkafka's own for that other cluster; secrets as `${ENV}`.",
+    )
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> "KafkaSink":
+        if self.topic is None and not self.topics:
+            raise ValueError("give topic or topics, or both")
+        if self.options and self.bootstrap_servers is None:
+            raise ValueError("options go with bootstrap_servers; else those of the source hold")
+        return self
+
+
 class Sinks(Model):
-    """Where documents go: one, or both, with the same documents."""
+    """Where documents go: one of Elasticsearch and SQLite, or both; and events, if they are wanted."""
 
     elasticsearch: ElasticsearchSink | None = None
     sqlite: SqliteSink | None = None
+    kafka: KafkaSink | None = None
 
     @model_validator(mode="after")
     def _any(self) -> "Sinks":
-        if not (self.elasticsearch or self.sqlite):
-            raise ValueError("give elasticsearch or sqlite, or both")
+        if not (self.elasticsearch or self.sqlite or self.kafka):
+            raise ValueError("give elasticsearch or sqlite, or both; or kafka for events alone")
         return self
+
+    @property
+    def of_documents(self) -> Mapping[str, Model]:
+        """Those that documents go to, by name."""
+        return {
+            name: sink
+            for name in ("elasticsearch", "sqlite")
+            if (sink := getattr(self, name)) is not None
+        }
 
 
 class ArchiveSpec(Model):
@@ -765,7 +821,10 @@ class Job(Model):
         default_factory=dict, description="Columns computed after enrichment, by SQL expressions."
     )
     transactions: TransactionSpec | None = None
-    metrics: list[MetricSpec] = Field(min_length=1, description="What is counted.")
+    metrics: list[MetricSpec] = Field(
+        default_factory=list,
+        description="What is counted; a job that has `sinks.kafka` may do without.",
+    )
     sinks: Sinks
     dead_letters: DeadLetterSpec
     archive: ArchiveSpec | None = Field(
@@ -795,6 +854,22 @@ class Job(Model):
                         "{key}: the name {name} is given twice",
                         {"key": key, "name": name, "place": (key, i, "name")},
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _documents_and_their_places_go_together(self) -> "Job":
+        wrong: tuple[str, tuple[str, ...]] | None = None
+        if self.metrics and not self.sinks.of_documents:
+            wrong = "sinks: metrics need elasticsearch or sqlite for their documents", ("sinks",)
+        elif not self.metrics and self.sinks.kafka is None:
+            wrong = "metrics: count something, or give sinks.kafka for the events", ()
+        elif not self.metrics and self.transactions:
+            wrong = "transactions are for metrics to count: give some", ("transactions",)
+        elif not self.metrics and self.sinks.of_documents:
+            name = next(iter(self.sinks.of_documents))
+            wrong = f"no metrics, so no documents for {name}: leave it out", ("sinks", name)
+        if wrong:
+            raise PydanticCustomError("documents", "{text}", {"text": wrong[0], "place": wrong[1]})
         return self
 
     @model_validator(mode="after")

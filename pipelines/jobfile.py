@@ -21,7 +21,6 @@ from velocity.pipelines.job import (
     EmitSpec,
     Job,
     MetricSpec,
-    Sinks,
     WindowSpec,
 )
 
@@ -114,7 +113,6 @@ def parse(text: bytes, file: str) -> JobFile:
     >>> parse(b"job: orders\\nsourc: {}", "orders.yaml")
     Traceback (most recent call last):
     velocity.pipelines.jobfile.JobFileError: orders.yaml:1: fields: required, but missing
-    orders.yaml:1: metrics: required, but missing
     orders.yaml:1: sinks: required, but missing
     orders.yaml:1: dead_letters: required, but missing
     orders.yaml:2: sourc: unknown key; did you mean source?
@@ -554,10 +552,12 @@ def _parts(job: Job) -> Iterator[_Part]:
             alone = job.model_copy(update={"metrics": [cut]})
             at: Place = ("metrics", i, *place)
             yield _Part(alone, lambda graph: graph.metrics, at, ("metrics", 0))
-    for name in Sinks.model_fields:
-        if sink := getattr(job.sinks, name):
-            alone = job.model_copy(update={"sinks": Sinks.model_construct(**{name: sink})})
-            yield _Part(alone, lambda graph: graph.sinks)
+    for name, sink in job.sinks.of_documents.items():
+        others = dict.fromkeys(job.sinks.of_documents) | {"kafka": None}
+        sinks = job.sinks.model_copy(update={**others, name: sink})
+        alone = job.model_copy(update={"sinks": sinks})
+        yield _Part(alone, lambda graph: graph.sinks)
+    yield _Part(job, lambda graph: graph.publish)
     yield _Part(job, lambda graph: graph.dead_letters)
     yield _Part(job, lambda graph: graph.archives)
 

@@ -16,6 +16,7 @@ from velocity.pipelines.job import (
     FieldSpec,
     FormatSpec,
     Job,
+    KafkaSink,
     MetricSpec,
     RegistrySpec,
     TransactionSpec,
@@ -35,6 +36,7 @@ Kind = Literal[
     "transactions",
     "metric",
     "sink",
+    "publish",
     "dead letters",
 ]
 
@@ -75,8 +77,10 @@ def plan(job: Job) -> Sequence[Step]:
     alerts = rows if job.transactions else ()
     sinks = list(_sinks(job, (*alerts, *(step.name for step in metrics))))
     steps += [*metrics, *sinks]
-    dead = _dead_letters(job, tuple(step.name for step in steps[1:]))
     events = _ends([step for step in steps if step.kind in _OF_EVENTS])
+    if job.sinks.kafka:
+        steps.append(_publish(job.sinks.kafka, events))
+    dead = _dead_letters(job, tuple(step.name for step in steps[1:]))
     return [*steps, *_archives(job, events), dead]
 
 
@@ -247,6 +251,18 @@ def _sinks(job: Job, metrics: tuple[str, ...]) -> Iterator[Step]:
         yield Step("sqlite", "sink", {"path": job.sinks.sqlite.path}, metrics)
 
 
+def _publish(spec: KafkaSink, events: tuple[str, ...]) -> Step:
+    details = {"kafka": spec.bootstrap_servers} if spec.bootstrap_servers else {}
+    details |= {f"topic of {name}": topic for name, topic in spec.topics.items()}
+    if spec.topic is not None:
+        details["topic"] = spec.topic
+    details["key"] = spec.key or "and partition as they were"
+    headers = [*spec.headers, *(["event_id"] if spec.event_id else [])]
+    if headers:
+        details["headers"] = ", ".join(headers)
+    return Step("events to kafka", "publish", details, events)
+
+
 def _archives(job: Job, rows: tuple[str, ...]) -> Iterator[Step]:
     if job.archive and job.archive.raw:
         yield Step("archive raw", "archive", {"path": job.archive.path}, ("decode",))
@@ -318,7 +334,7 @@ def mermaid(job: Job) -> str:
     return "\n".join(lines) + "\n"
 
 
-_STORES: Final = ("read", "archive", "sink", "dead letters")
+_STORES: Final = ("read", "archive", "sink", "publish", "dead letters")
 _MARKS: Final = re.compile(r"""["#&<>`%;\\]""")
 
 

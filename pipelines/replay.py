@@ -72,6 +72,11 @@ class Replay:
     def __post_init__(self) -> None:
         if self.start >= self.stop:
             raise ReplayError(f"--from {self.start} is not before --to {self.stop}")
+        if not self.job.metrics:
+            raise ReplayError(
+                "the job counts nothing that could be counted anew; to write its events to Kafka once "
+                "more, run it with source.kafka.start at the time from which"
+            )
         if self.job.transactions:
             raise ReplayError(
                 "the job follows transactions, whose state begins before any range: run it anew from "

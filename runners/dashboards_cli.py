@@ -163,4 +163,6 @@ def _boards(paths: Sequence[Path]) -> "tuple[Board, ...]":
     from velocity.pipelines.dashboards import boards_of
     from velocity.pipelines.graph import Graph
 
-    return boards_of({str(path): Graph(jobfile.load(path)) for path in paths})
+    graphs = {str(path): Graph(jobfile.load(path)) for path in paths}
+    # Of several jobs those that count nothing have no documents to be shown.
+    return boards_of({p: g for p, g in graphs.items() if g.job.metrics} or graphs)

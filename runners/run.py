@@ -51,6 +51,7 @@ COUNTERS: Final = {
     "enrich_wait_ms": "ms waited for services",
     "archived_rows": "events archived",
     "partials": "partial results",
+    "written_messages": "messages written to Kafka",
     "documents_written": "documents written",
     "documents_stale": "documents already newer",
     "dead_letters_written": "dead letters written",
@@ -61,10 +62,11 @@ Counters = Mapping[str, int]
 
 
 def redirect(job: Job, *, sqlite: Path | None = None, dead_letters: Path | None = None) -> Job:
-    """The job with a SQLite file in place of its sinks, or a folder in place of its dead letters."""
+    """The job with a SQLite file in place of its documents' sinks, or a folder in place of its dead
+    letters; events that go to Kafka go there still."""
     changes: dict[str, Any] = {}
     if sqlite is not None:
-        changes["sinks"] = Sinks(sqlite=SqliteSink(path=str(sqlite)))
+        changes["sinks"] = Sinks(sqlite=SqliteSink(path=str(sqlite)), kafka=job.sinks.kafka)
     if dead_letters is not None:
         changes["dead_letters"] = DeadLetterSpec(parquet=str(dead_letters))
     return job.model_copy(update=changes)

@@ -210,6 +210,8 @@ def run(
         as_json=as_json or None,
     )
     job, source = jobfile.read(path)
+    if sqlite is not None and not job.metrics:
+        raise typer.BadParameter("this job has no metrics: no documents", param_hint="--sqlite")
     if generation is not None:
         job = job.model_copy(update={"generation": generation})
 

@@ -54,8 +54,8 @@ dead_letters: {parquet: d}
 
 @cache
 def jobs() -> dict[str, Job]:
-    """By name."""
-    found = [load(path) for path in sorted(PIPELINES.glob("*.yaml"))]
+    """Those that count something, by name."""
+    found = [job for path in sorted(PIPELINES.glob("*.yaml")) if (job := load(path)).metrics]
     found.append(parse(EVERY_TYPE.encode(), "orders.yaml").job)
     return {job.job: job for job in found}
 

@@ -116,7 +116,7 @@ def test_every_aggregate_has_a_field_type() -> None:
 def test_no_type_is_used_that_lies_in_a_module_of_its_own() -> None:
     """``scaled_float``, ``flattened`` and others are not in every server."""
     everywhere = {"keyword", "long", "double", "boolean", "date", "object"}
-    jobs = [load(path) for path in JOB.parent.glob("*.yaml")]
+    jobs = [job for path in JOB.parent.glob("*.yaml") if (job := load(path)).metrics]
     for made in (setup(), *(setup_of(Graph(each, {})) for each in jobs)):
         for body in made.components.values():
             found = json.dumps(body)

@@ -251,8 +251,8 @@ def test_a_config_that_could_lose_messages_is_refused(
 @pytest.mark.parametrize(
     ("arguments", "remedy"),
     [
-        ({}, "give either"),
-        ({"topic": "a", "topic_column": "b"}, "give either"),
+        ({}, "give one of"),
+        ({"topic": "a", "topic_column": "b"}, "give one of"),
         ({"topic": "a", "key": "k"}, "give a serializer"),
         ({"topic": "a b"}, "use up to 249 letters"),
         ({"topic": ".."}, "use up to 249 letters"),
