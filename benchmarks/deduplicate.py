@@ -17,7 +17,8 @@ import pyarrow as pa
 from apache_beam.metrics import MetricsFilter
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-from velocity.io.records import MESSAGE, TIMESTAMP, counter, messages
+from velocity.io.metrics import counter
+from velocity.io.records import MESSAGE, TIMESTAMP, messages
 from velocity.transforms.deduplicate import Deduplicate, _Memory
 
 BATCH, BATCHES, RUNS = 5_000, 40, 3

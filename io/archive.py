@@ -21,7 +21,8 @@ from velocity.io.archive_files import (
     folder_of,
     hour_folder,
 )
-from velocity.io.records import MESSAGE, MESSAGES, TIMESTAMP, counter, main_of, messages_of
+from velocity.io.metrics import counter
+from velocity.io.records import MESSAGE, MESSAGES, TIMESTAMP, main_of, messages_of
 
 ROWS_PER_FILE: Final = 500_000
 ROWS_PER_GROUP: Final = 64 * 1024

@@ -22,7 +22,8 @@ from velocity.io.archive_files import (
     Unit,
     open_parquet,
 )
-from velocity.io.records import MESSAGE, MESSAGES, counter
+from velocity.io.metrics import counter
+from velocity.io.records import MESSAGE, MESSAGES
 
 ROWS_PER_BATCH: Final = 512 * 1024
 """At least, where there are as many: the larger a batch, the fewer partial results there are of it."""

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.io.filesystems import FileSystems
 
-from velocity.io.records import DEAD_LETTERS, counter
+from velocity.io.metrics import counter
+from velocity.io.records import DEAD_LETTERS
 
 ROWS_PER_FILE: Final = 5_000
 

@@ -11,7 +11,8 @@ import pyarrow as pa
 from velocity.io.dead_letters import checked_job
 from velocity.io.kafka_config import KafkaConfig
 from velocity.io.kafka_producer import MessagesUndelivered, Outbox, Record, producing
-from velocity.io.records import DEAD_LETTERS, TIMESTAMP, counter, rfc3339
+from velocity.io.metrics import counter
+from velocity.io.records import DEAD_LETTERS, TIMESTAMP, rfc3339
 
 CUT_TO: Final = 10_000
 """Bytes that are left of a value which the broker refused for its size."""

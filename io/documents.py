@@ -1,14 +1,34 @@
 """What document sinks have in common: how they take documents, and what becomes of the rejected."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import apache_beam as beam
 import pyarrow as pa
 from apache_beam.transforms.window import GlobalWindows
 
+from velocity.io.metrics import Histogram, counter
 from velocity.io.records import MESSAGES, Cause, Stage, WithDeadLetters, dead_letters, main_of
+
+DOCUMENT_DELAYS: Final = Histogram(
+    "document_delays", (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600), "s"
+)
+"""From an event to the document that counts it."""
+
+
+def measure_delays(dues: Iterable[int | None], written_at: datetime) -> None:
+    """Counts how long after they were due (``Document.due``) documents are in their store.
+
+    Counts ``document_delays`` and ``document_delay_ms``, their sum; and of ``document_delays_within_1s``
+    and so on to ``_3600s`` those that were no longer.
+    """
+    now = written_at.timestamp() * 1000
+    millis = [max(now - due, 0) for due in dues if due is not None]
+    if millis:
+        counter("document_delays").inc(len(millis))
+        counter("document_delay_ms").inc(round(sum(millis)))
+        DOCUMENT_DELAYS.add([delay / 1000 for delay in millis])
 
 
 class Rejection(NamedTuple):

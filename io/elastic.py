@@ -12,11 +12,12 @@ from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.timestamp import MIN_TIMESTAMP
 from elasticsearch import Elasticsearch
 
-from velocity.io.documents import rejected, write_documents
+from velocity.io.documents import measure_delays, rejected, write_documents
 from velocity.io.elastic_bulk import Buffer, Bulks, Limits, Operation, Retry, send
 from velocity.io.elastic_connection import REQUEST_TIMEOUT, Connection
 from velocity.io.elastic_index import IndexPattern
-from velocity.io.records import MERGED, Document, counter, now
+from velocity.io.metrics import counter
+from velocity.io.records import MERGED, Document, now
 
 
 def operation(
@@ -40,7 +41,8 @@ def operation(
         line = _json({"create": action})
     else:
         line = _json({"index": action | _external(document.version)})
-    return Operation(index, document.id, document.version, line, _json(document.body(written_at)))
+    body = _json(document.body(written_at))
+    return Operation(index, document.id, document.version, line, body, document.due)
 
 
 def deletion(index: str, id_: str, version: int) -> Operation:
@@ -162,5 +164,7 @@ class _ToElasticsearch(beam.DoFn):
         counter("documents_removed").inc(outcome.removed)
         counter("bulk_calls").inc(outcome.calls)
         counter("sink_retries").inc(outcome.retries)
+        failed = {rejection.id for rejection in outcome.rejected}
+        measure_delays((o.due for o in bulk if o.id not in failed), self._now())
         if outcome.rejected:
             yield rejected(outcome.rejected, self._now())

@@ -49,6 +49,8 @@ class Operation:
     """The line of ``_bulk`` that says what is done to which document."""
     source: bytes | None
     """The line after it: the document. A deletion has none."""
+    due: int | None = None
+    """As ``velocity.io.records.Document`` has it."""
 
     @property
     def lines(self) -> tuple[bytes, ...]:

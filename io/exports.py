@@ -15,7 +15,8 @@ import pyarrow as pa
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
-from velocity.io.records import MESSAGES, counter
+from velocity.io.metrics import counter
+from velocity.io.records import MESSAGES
 
 _RANGE: Final = 16 * 1024 * 1024
 """Bytes of a file of JSON lines that are read at a time, and by one worker."""

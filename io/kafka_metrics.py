@@ -5,7 +5,7 @@ from typing import Any
 
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
 
-from velocity.io.records import counter, gauge
+from velocity.io.metrics import counter, gauge
 
 
 class PartitionMetrics:
@@ -13,7 +13,7 @@ class PartitionMetrics:
 
     def __init__(self, topic: str, partition: int) -> None:
         def of(make: Any, name: str) -> Any:
-            return make(f"{name}_{topic}_{partition}")
+            return make(name, topic=topic, partition=partition)
 
         self._messages, self._bytes = of(counter, "messages"), of(counter, "bytes")
         self._lag, self._delay = of(gauge, "lag"), of(gauge, "delay_ms")

@@ -17,7 +17,8 @@ from velocity.io.kafka_consumer import Messages, OffsetsLost, PartitionGone, to_
 from velocity.io.kafka_metrics import metrics_of
 from velocity.io.kafka_offsets import UNBOUNDED, OffsetRestrictions, Partition
 from velocity.io.kafka_readers import READERS, PartitionReader, Readers
-from velocity.io.records import counter, with_watermarks
+from velocity.io.metrics import counter
+from velocity.io.records import with_watermarks
 from velocity.io.watermark import ForwardWatermarkProvider, watermarks
 
 if TYPE_CHECKING:

@@ -15,15 +15,8 @@ from velocity.io.documents import write_documents
 from velocity.io.json_rows import text
 from velocity.io.kafka_config import KafkaConfig
 from velocity.io.kafka_producer import Outbox, Record, Refusal, producing
-from velocity.io.records import (
-    MESSAGES,
-    TIMESTAMP,
-    Cause,
-    Stage,
-    counter,
-    dead_letters,
-    now,
-)
+from velocity.io.metrics import counter
+from velocity.io.records import MESSAGES, TIMESTAMP, Cause, Stage, dead_letters, now
 
 EVENT_ID: Final = "event_id"
 """The header by which consumers tell a message that was written twice."""

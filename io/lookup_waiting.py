@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from velocity.io import patience
 from velocity.io.lookup import Answers, Failed, Keep, Lookup
-from velocity.io.records import counter
+from velocity.io.metrics import counter
 
 _BASE: Final = 0.5
 _LONGEST: Final = 5.0

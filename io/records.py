@@ -14,9 +14,9 @@ from typing import Any, Final, NamedTuple, Protocol
 import apache_beam as beam
 import pyarrow as pa
 from apache_beam.coders import Coder, registry
-from apache_beam.metrics import Metrics
 
 from velocity.io.copies import attempts
+from velocity.io.metrics import counter
 
 TIMESTAMP: Final = pa.timestamp("ms", tz="UTC")
 """Every time in Velocity: milliseconds, the finest that all runners keep."""
@@ -206,6 +206,9 @@ class Document:
     """Of the job's logic, 0 to 32,767: a later one may correct a count downwards."""
     slot: int | None = None
     """Epoch milliseconds that id and index go by, if not by ``window_start``: a session's may move."""
+    due: int | None = None
+    """Epoch milliseconds from which on it is waited for, in a stream: the mean time of the events that
+    it is the first to count, or the end of a window that is shown when it is over. It is not stored."""
 
     @property
     def version(self) -> int:
@@ -259,21 +262,6 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def counter(name: str) -> Any:
-    """The Beam counter of that name; outside a bundle it counts nothing."""
-    return Metrics.counter("velocity", name)
-
-
-def gauge(name: str) -> Any:
-    """The Beam gauge of that name: of what is set, the latest counts."""
-    return Metrics.gauge("velocity", name)
-
-
-def distribution(name: str) -> Any:
-    """The Beam distribution of that name: how many samples, their sum, the least and the greatest."""
-    return Metrics.distribution("velocity", name)
-
-
 def dead_letters(
     messages: pa.RecordBatch,
     *,
@@ -291,7 +279,7 @@ def dead_letters(
     n = messages.num_rows
     causes = list(causes)
     for cause, count in Counter(causes).items():
-        counter(f"dead_letters_{cause}").inc(count)
+        counter("dead_letters", cause=cause).inc(count)
     return pa.RecordBatch.from_arrays(
         [
             pa.array([stage.value] * n, pa.string()),

@@ -14,8 +14,9 @@ import pyarrow as pa
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.timestamp import MIN_TIMESTAMP
 
-from velocity.io.documents import Rejection, rejected, write_documents
-from velocity.io.records import MERGED, Document, counter, now
+from velocity.io.documents import Rejection, measure_delays, rejected, write_documents
+from velocity.io.metrics import counter
+from velocity.io.records import MERGED, Document, now
 
 DOCUMENTS_PER_TRANSACTION: Final = 1_000
 
@@ -269,5 +270,7 @@ class _ToSqlite(beam.DoFn):
         counter("documents_written").inc(outcome.written)
         counter("documents_stale").inc(outcome.stale)
         counter("documents_removed").inc(outcome.removed)
+        failed = {rejection.id for rejection in outcome.rejected}
+        measure_delays((d.due for d in documents if d.id not in failed), self._now())
         if outcome.rejected:
             yield rejected(outcome.rejected, now)

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import yaml
 
+from velocity.io.documents import DOCUMENT_DELAYS
 from velocity.io.records import Cause
 from velocity.pipelines.dashboards import interval
 from velocity.pipelines.signals import (
@@ -15,6 +16,7 @@ from velocity.pipelines.signals import (
     delay,
     job_manager,
     lag,
+    quantile,
     rate,
     watermark,
 )
@@ -26,14 +28,17 @@ class Targets:
 
     delay: timedelta = timedelta(minutes=5)
     """From an event to its being read."""
+    documents: timedelta = timedelta(minutes=10)
+    """From an event to the document that counts it, of 95 in 100."""
     lag: int = 10_000
     """Messages not read yet; fewer are no fault, though they grow."""
     dead_letters: float = 0.01
     """Of the messages read, for each cause."""
 
     def __post_init__(self) -> None:
-        if self.delay < timedelta(seconds=1):
-            raise ValueError("delay: a second or more is wanted")
+        for name in ("delay", "documents"):
+            if getattr(self, name) < timedelta(seconds=1):
+                raise ValueError(f"{name}: a second or more is wanted")
         if self.lag < 0:
             raise ValueError("lag: 0 or more is wanted")
         if not 0 <= self.dead_letters < 1:
@@ -107,6 +112,15 @@ def _rules(targets: Targets) -> Iterator[dict[str, Any]]:
         WARNING,
         f"events are read more than {interval(targets.delay)} after they happened",
         "With a lag: the job is behind. Without: the producer sends late.",
+    )
+    yield _rule(
+        "VelocityDocumentsLate",
+        f"{quantile(0.95, DOCUMENT_DELAYS)} > {targets.documents.total_seconds():g}",
+        "5m",
+        WARNING,
+        f"documents show events more than {interval(targets.documents)} after they happened",
+        "Events that are read late make late documents: see the delay. Else the sink is slow, or the "
+        "watermark is behind: a window without early panes is shown when it has passed.",
     )
     yield _rule(
         "VelocityRestarts",

@@ -4,12 +4,13 @@ import re
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from velocity.io.documents import DOCUMENT_DELAYS
+from velocity.io.metrics import NAMESPACE, Histogram
 from velocity.io.records import Cause
+from velocity.transforms.enrich import REST_CALLS
 
 OPERATOR: Final = "flink_taskmanager_job_task_operator_"
 """Flink's scope of what an operator counts."""
-NAMESPACE: Final = "velocity"
-"""Of all counters and gauges of ours."""
 JOB: Final = "job_name"
 """Flink's label of a job; of its name, all that is no letter, digit, colon or underscore is one."""
 
@@ -97,6 +98,25 @@ def breaker(where: str = "") -> str:
     return named(each("breaker", where), "enrichment", "breaker", "max")
 
 
+def quantile(q: float, histogram: Histogram, where: str = "", over: str = "5m") -> str:
+    """So many seconds, or fewer, took the share ``q`` of what a histogram counts, by job.
+
+    Its counters become the buckets of one, each with its label ``le``.
+
+    >>> quantile(0.5, Histogram("calls", (10,), "ms")).count("label_replace")
+    2
+    """
+    bounds = {
+        **{str(bound): name for name, bound in histogram.within.items()},
+        "+Inf": histogram.name,
+    }
+    buckets = [
+        f'label_replace({rate(name, where, over)}, "le", "{bound}", "", "")'
+        for bound, name in bounds.items()
+    ]
+    return f"histogram_quantile({q}, {' or '.join(buckets)})"
+
+
 def job_manager(name: str, where: str = "") -> str:
     """What Flink itself knows of a job.
 
@@ -128,6 +148,13 @@ def signals(where: str = "") -> Iterator[Signal]:
         {job: delay(where)},
     )
     yield Signal(
+        "Delay to documents",
+        "From an event to the document that counts it, or from the end of a window that is shown"
+        " when it is over.",
+        "s",
+        {f"{job} {of:.0%}": quantile(of, DOCUMENT_DELAYS, where) for of in (0.5, 0.95, 0.99)},
+    )
+    yield Signal(
         "Messages read",
         "Each second, and those of them that could be decoded.",
         "short",
@@ -156,6 +183,17 @@ def signals(where: str = "") -> Iterator[Signal]:
         },
     )
     yield Signal(
+        "Dropped",
+        "Each minute: events that had come before, facts too late for their transaction, and"
+        " messages that retention took unread.",
+        "short",
+        {
+            f"{job} duplicates": f"60 * {rate('duplicates_dropped', where)}",
+            f"{job} late facts": f"60 * {rate('transactions_late', where)}",
+            f"{job} lost offsets": f"60 * {rate('offsets_lost', where)}",
+        },
+    )
+    yield Signal(
         "Breakers",
         "Of services that are asked: 0 closed, 1 half open, 2 open. As of the last call.",
         "short",
@@ -170,6 +208,12 @@ def signals(where: str = "") -> Iterator[Signal]:
             f"{job} retries": rate("rest_retries", where),
             f"{job} held": rate("rest_held", where),
         },
+    )
+    yield Signal(
+        "Latency of services",
+        "Of each call, retries among them.",
+        "s",
+        {f"{job} {of:.0%}": quantile(of, REST_CALLS, where) for of in (0.5, 0.95)},
     )
     yield Signal(
         "Keys of services",

@@ -134,6 +134,9 @@ def operations(
     delay_target: Annotated[
         str, typer.Option(metavar="DURATION", help="From an event to its being read.")
     ] = "5m",
+    document_delay_target: Annotated[
+        str, typer.Option(metavar="DURATION", help="From an event to its document, of 95 in 100.")
+    ] = "10m",
     lag_target: Annotated[
         int, typer.Option(metavar="MESSAGES", min=0, help="That may wait, though they grow.")
     ] = 10_000,
@@ -146,7 +149,12 @@ def operations(
     from velocity.pipelines.operations import operations as made
 
     try:
-        targets = Targets(duration(delay_target, "--delay-target"), lag_target, dead_letters_target)
+        targets = Targets(
+            duration(delay_target, "--delay-target"),
+            duration(document_delay_target, "--document-delay-target"),
+            lag_target,
+            dead_letters_target,
+        )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     folder.mkdir(parents=True, exist_ok=True)

@@ -74,6 +74,15 @@ def up(
             show_default="no-ha",
         ),
     ] = None,
+    prometheus: Annotated[
+        bool | None,
+        typer.Option(
+            "--prometheus/--no-prometheus",
+            help="Whether Flink tells its figures to Prometheus; its reporter listens on all of this"
+            " machine's interfaces. Workers' figures are always there, on 127.0.0.1.",
+            show_default="no-prometheus",
+        ),
+    ] = None,
     elasticsearch: Annotated[
         int | None,
         typer.Option(help="9 (JDK 21 or later) or 8 (JDK 17).", show_default="9 if a JDK allows"),
@@ -100,6 +109,7 @@ def up(
             "slots": slots,
             "state_backend": state_backend,
             "ha": ha,
+            "prometheus": prometheus,
             "elasticsearch": elasticsearch,
         }
         asked = {name: wish for name, wish in wishes.items() if wish is not None}

@@ -32,7 +32,7 @@ PORTS: Final[Mapping[str, Mapping[str, int]]] = {
 SETTINGS: Final[Mapping[str, frozenset[str]]] = {
     "kafka": frozenset(),
     "elasticsearch": frozenset({"elasticsearch"}),
-    "flink": frozenset({"task_managers", "slots", "state_backend", "ha"}),
+    "flink": frozenset({"task_managers", "slots", "state_backend", "ha", "prometheus"}),
 }
 """By component, which of the ``Settings`` are its own."""
 
@@ -49,6 +49,8 @@ class Settings:
     """Major version; None takes 9 where there is a JDK 21, else 8."""
     ha: bool = False
     """Whether Flink's jobs outlive their JobManager."""
+    prometheus: bool = False
+    """Whether Flink's own reporter tells its figures to Prometheus; it listens on all interfaces."""
 
     def __post_init__(self) -> None:
         if self.task_managers < 1 or self.slots < 1:
@@ -172,9 +174,20 @@ def component(
         addresses = {
             "flink": f"http://{HOST}:{ports['flink']}",
             "workers": f"{HOST}:{ports['workers']}",
+            "workers-metrics": f"http://{HOST}:{ports['workers-metrics']}/metrics",
+            **_reporters(ports, settings),
         }
     record = ComponentRecord(name, version, dict(ports), asdict(settings), addresses)
     return Component(record, servers, home / "data")
+
+
+def _reporters(ports: Mapping[str, int], settings: Settings) -> dict[str, str]:
+    """Where each process of Flink tells its figures."""
+    names = ["jobmanager", *(f"taskmanager-{n}" for n in range(1, settings.task_managers + 1))]
+    return {
+        f"{name}-metrics": f"http://{HOST}:{stack_flink.metrics_port(ports, n)}/metrics"
+        for n, name in enumerate(names if settings.prometheus else [])
+    }
 
 
 def _tools(machine: Machine, jdk: Jdk) -> Tools:
@@ -191,7 +204,12 @@ def _cluster(
         slots=settings.slots,
         state_backend=settings.state_backend,
         ha=settings.ha,
+        prometheus=settings.prometheus,
     )
+
+    def reporter(process: int) -> int | None:
+        return stack_flink.metrics_port(ports, process) if settings.prometheus else None
+
     zookeeper = (
         [
             stack_zookeeper.ZooKeeper(
@@ -204,15 +222,25 @@ def _cluster(
     return (
         *zookeeper,
         stack_flink.JobManager(
-            "jobmanager", folder, jars=jars, jdk=jdk, configuration=configuration
+            "jobmanager",
+            folder,
+            jars=jars,
+            jdk=jdk,
+            configuration=configuration,
+            metrics=reporter(0),
         ),
         *(
             stack_flink.TaskManager(
-                f"taskmanager-{n}", folder, jars=jars, jdk=jdk, configuration=configuration
+                f"taskmanager-{n}",
+                folder,
+                jars=jars,
+                jdk=jdk,
+                configuration=configuration,
+                metrics=reporter(n),
             )
             for n in range(1, settings.task_managers + 1)
         ),
-        stack_flink.WorkerPool(folder, port=ports["workers"]),
+        stack_flink.WorkerPool(folder, port=ports["workers"], metrics=ports["workers-metrics"]),
     )
 
 

@@ -16,7 +16,15 @@ from velocity.runners.stack_java import Jdk
 from velocity.runners.stack_ports import HOST
 from velocity.runners.stack_server import Server
 
-PORTS: Final = {"flink": 8081, "flink-rpc": 0, "flink-blob": 0, "workers": 50000, "zookeeper": 0}
+PORTS: Final = {
+    "flink": 8081,
+    "flink-rpc": 0,
+    "flink-blob": 0,
+    "flink-metrics": 9250,
+    "workers": 50000,
+    "workers-metrics": 9249,
+    "zookeeper": 0,
+}
 
 STATE_BACKENDS: Final = ("hashmap", "rocksdb")
 
@@ -115,6 +123,7 @@ def configuration(
     slots: int,
     state_backend: str,
     ha: bool = False,
+    prometheus: bool = False,
 ) -> dict[str, str | int | bool]:
     """The ``config.yaml`` that all processes of the cluster share, as flat keys."""
     return {
@@ -156,7 +165,26 @@ def configuration(
         "web.cancel.enable": True,
         **TaskManagerMemory().configuration(),
         **(high_availability(ports, data) if ha else {}),
+        **(PROMETHEUS if prometheus else {}),
     }
+
+
+PROMETHEUS: Final = {
+    "metrics.reporters": "prom",
+    "metrics.reporter.prom.factory.class": (
+        "org.apache.flink.metrics.prometheus.PrometheusReporterFactory"
+    ),
+}
+"""Flink's own reporter, which ships with it; each process has a port of its own."""
+
+
+def metrics_port(ports: Mapping[str, int], process: int) -> int:
+    """Where Prometheus finds a process: the JobManager, which is 0, or a TaskManager from 1 on.
+
+    >>> metrics_port({"flink-metrics": 9250}, 1)
+    9251
+    """
+    return ports["flink-metrics"] + process
 
 
 def high_availability(ports: Mapping[str, int], data: Path) -> dict[str, str | int]:
@@ -188,11 +216,14 @@ class FlinkProcess(Server):
         jars: Path,
         jdk: Jdk,
         configuration: Mapping[str, str | int | bool],
+        metrics: int | None = None,
     ) -> None:
         super().__init__(name, folder)
         self._jars = jars
         self._jdk = jdk
         self._configuration = dict(configuration)
+        if metrics is not None:
+            self._configuration["metrics.reporter.prom.port"] = metrics
 
     @property
     def _conf(self) -> Path:
@@ -269,12 +300,13 @@ class WorkerPool(Server):
     Workers run this interpreter: what is installed here, they can import.
     """
 
-    def __init__(self, folder: Path, *, port: int) -> None:
+    def __init__(self, folder: Path, *, port: int, metrics: int) -> None:
         super().__init__("workers", folder)
-        self._port = port
+        self._port, self._metrics = port, metrics
 
     def command(self) -> Sequence[str | Path]:
-        return [sys.executable, "-m", "velocity.runners.stack_workers", "--port", str(self._port)]
+        module = [sys.executable, "-m", "velocity.runners.stack_workers"]
+        return [*module, "--port", str(self._port), "--metrics-port", str(self._metrics)]
 
     def environment(self) -> Mapping[str, str]:
         # Beam's own code calls `python` too.

@@ -231,16 +231,27 @@ def flink(cache: Path, progress: Progress) -> Path:
             (archive,) = Path(download).glob("*.tar.gz")
             unpack(archive, folder)
 
-    return make_once(cache / f"flink-{FLINK_VERSION}-{digest(requirements)}", make)
+    taken = hashlib.sha256("\n".join(TAKEN).encode()).hexdigest()[:4]
+    return make_once(cache / f"flink-{FLINK_VERSION}-{digest(requirements)}-{taken}", make)
+
+
+TAKEN: Final = (
+    "lib/flink-dist-*.jar",
+    "lib/log4j-*.jar",
+    "plugins/metrics-prometheus/*.jar",
+)
+"""What is used of Flink's archive."""
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Takes the runtime and its logging out of Flink's archive; Beam uses nothing of its SQL."""
+    """Takes the runtime, its logging and its reporter for Prometheus out of Flink's archive.
+
+    Beam uses nothing of its SQL.
+    """
     with tarfile.open(archive) as content:
         for member in content:
             name = Path(member.name)
-            wanted = name.name.startswith(("flink-dist-", "log4j-"))
-            if name.parent.name == "lib" and name.suffix == ".jar" and wanted:
+            if any(name.match(pattern) for pattern in TAKEN):
                 member.name = name.name
                 content.extract(member, folder, filter="data")
     if not any(folder.glob("flink-dist-*.jar")):

@@ -130,6 +130,12 @@ def environment(
     }
 
 
+def job_name(info: Any) -> str:
+    """The name that a job was submitted under."""
+    options = json_format.MessageToDict(info.pipeline_options)
+    return str(options.get("beam:option:job_name:v1", ""))
+
+
 def die_with(pool: int) -> None:
     """Makes the system kill this process when the pool dies, however that is (Linux)."""
     if sys.platform == "linux":
@@ -143,6 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--pool", type=int, required=True)
     for option in ("--id", "--control", "--logging", "--artifacts", "--provision"):
         parser.add_argument(option, required=True)
+    parser.add_argument("--metrics", type=Path, help="The folder to count into.")
     given = parser.parse_args(arguments)
     die_with(given.pool)
     info = provision(given.provision, given.id)
@@ -164,6 +171,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Only now: Beam reads the options of this process as it is imported.
         from apache_beam.runners.worker import sdk_worker_main
 
+        from velocity.io.metrics import mirror
+        from velocity.io.prometheus import open_mirror
+
+        if given.metrics is not None:
+            mirror(open_mirror(given.metrics, job_name(info)))
         sdk_worker_main.main([])
     return 0
 

@@ -18,11 +18,15 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import grpc
 from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc
 
+from velocity.runners.stack_metrics import WorkersMetrics, serve_metrics
 from velocity.runners.stack_ports import HOST
 
 PATIENCE: Final = 10.0
@@ -38,8 +42,8 @@ def spawn(command: Sequence[str]) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(command, stdin=subprocess.DEVNULL)
 
 
-def boot_command(request: Any) -> list[str]:
-    """What starts the worker that a ``StartWorkerRequest`` asks for."""
+def boot_command(request: Any, metrics: Path | None = None) -> list[str]:
+    """What starts the worker that a ``StartWorkerRequest`` asks for; it counts into a folder."""
     return [
         sys.executable,
         "-m",
@@ -56,21 +60,22 @@ def boot_command(request: Any) -> list[str]:
         request.artifact_endpoint.url,
         "--provision",
         request.provision_endpoint.url,
+        *([] if metrics is None else ["--metrics", str(metrics)]),
     ]
 
 
 class WorkerPool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):
     """Starts and stops one process for each worker id."""
 
-    def __init__(self, start: Spawn = spawn) -> None:
-        self._start = start
+    def __init__(self, start: Spawn = spawn, *, metrics: Path | None = None) -> None:
+        self._start, self._metrics = start, metrics
         self._workers: dict[str, subprocess.Popen[bytes]] = {}
         self._lock = threading.Lock()
 
     def StartWorker(self, request: Any, context: object) -> Any:
         with self._lock:
             try:
-                worker = self._start(boot_command(request))
+                worker = self._start(boot_command(request, self._metrics))
             except OSError as error:
                 return beam_fn_api_pb2.StartWorkerResponse(error=f"cannot start Python: {error}")
             self._workers[request.worker_id] = worker
@@ -84,6 +89,12 @@ class WorkerPool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):
             _log.info("worker %s ends, pid %d", request.worker_id, worker.pid)
             _end(worker)
         return beam_fn_api_pb2.StopWorkerResponse()
+
+    def alive(self) -> list[int]:
+        """The pids of the workers that run."""
+        with self._lock:
+            workers = list(self._workers.values())
+        return [worker.pid for worker in workers if worker.poll() is None]
 
     def close(self) -> None:
         """Ends all workers."""
@@ -116,17 +127,26 @@ def serve(port: int, pool: WorkerPool) -> tuple[grpc.Server, int]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Pool of Python workers for Beam on Flink.")
     parser.add_argument("--port", type=int, required=True)
-    port = parser.parse_args(arguments).port
+    parser.add_argument("--metrics-port", type=int, help="Where Prometheus finds /metrics.")
+    given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     ended = threading.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda *_: ended.set())
-    pool = WorkerPool()
-    server, bound = serve(port, pool)
-    _log.info("workers for Python %s on %s:%d", sys.version.split()[0], HOST, bound)
-    ended.wait()
-    pool.close()
-    server.stop(1.0)
+    with ExitStack() as stack:
+        folder = None
+        if given.metrics_port is not None:
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="velocity-metrics-")))
+        pool = WorkerPool(metrics=folder)
+        if folder is not None:
+            metrics, bound = serve_metrics(given.metrics_port, WorkersMetrics(folder, pool.alive))
+            stack.callback(metrics.shutdown)
+            _log.info("metrics for Prometheus on http://%s:%d/metrics", HOST, bound)
+        server, bound = serve(given.port, pool)
+        _log.info("workers for Python %s on %s:%d", sys.version.split()[0], HOST, bound)
+        ended.wait()
+        pool.close()
+        server.stop(1.0)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,14 @@ from apache_beam.utils.counters import CounterFactory
 from apache_beam.utils.timestamp import Timestamp
 from typer.testing import CliRunner
 
+from velocity.io.documents import DOCUMENT_DELAYS
 from velocity.io.kafka_metrics import PartitionMetrics
 from velocity.io.records import Cause
 from velocity.pipelines.alert_rules import Targets, as_yaml, rules
 from velocity.pipelines.operations import INPUT, operations
 from velocity.pipelines.signals import each, exposed, named, series
 from velocity.runners.cli import app
+from velocity.transforms.enrich import REST_CALLS
 
 ROOT = Path(__file__).parent.parent
 FLINKS = {
@@ -84,6 +86,10 @@ def test_every_expression_is_promql_of_metrics_that_there_are(expression: str) -
             continue
         own = name.removeprefix(exposed(""))
         assert own != name
+        if within := re.fullmatch(r"(\w+)_within_\d+m?s", own):
+            of = {h.name: h for h in (DOCUMENT_DELAYS, REST_CALLS)}[within[1]]
+            assert own in of.within
+            continue
         cause = own.removeprefix("dead_letters_")
         if cause != own:
             assert cause in set(map(str, Cause))
@@ -173,7 +179,7 @@ def test_there_is_a_rule_for_each_thing_that_goes_wrong() -> None:
 
 
 def test_targets_stand_in_the_rules() -> None:
-    text = as_yaml(Targets(timedelta(minutes=2), 77, 0.5))
+    text = as_yaml(Targets(timedelta(minutes=2), timedelta(minutes=3), 77, 0.5))
     by_name = {rule["alert"]: rule["expr"] for rule in yaml.safe_load(text)["groups"][0]["rules"]}
     assert "> 120 " in by_name["VelocityDelayAboveTarget"]
     assert by_name["VelocityLagGrowing"].endswith("> 77")

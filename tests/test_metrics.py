@@ -238,7 +238,7 @@ def test_an_early_pane_takes_away_no_more_than_the_last_hundred_slots() -> None:
     found = {}
     for timing in (PaneInfoTiming.EARLY, PaneInfoTiming.ON_TIME, PaneInfoTiming.LATE):
         info = PaneInfo(False, False, timing, 0, 0)
-        first, *rest = panes.process((b'["m","a"]', [(2, 2)]), window, info)
+        first, *rest = panes.process((b'["m","a"]', [(5_000, (2, 2))]), window, info)
         assert (first.window_start, first.id) == (5_000, 'job/m/0/["a"]')
         assert {document.pane for document in rest} == {"merged"}
         found[timing] = [document.slot for document in rest]
@@ -331,9 +331,11 @@ def test_a_pane_that_brings_nothing_shows_what_was_known_or_is_not_written(
     state = _State()
 
     def shown(partials: list[Any], timing: int) -> list[Any]:
+        timed = [(1_000 * i, partial) for i, partial in enumerate(partials, start=1)]
         window = IntervalWindow(Timestamp(0), Timestamp(60))
         info = PaneInfo(False, False, timing, 0, 0)
-        return [pane(d) for d in panes.process((b'["m"]', partials), window, info, state)]
+        made = list(panes.process((b'["m"]', timed), window, info, state))
+        return [(*pane(document), document.due) for document in made]
 
     on_time, early, late = (
         PaneInfoTiming.ON_TIME,
@@ -341,9 +343,13 @@ def test_a_pane_that_brings_nothing_shows_what_was_known_or_is_not_written(
         PaneInfoTiming.LATE,
     )
     assert shown([], on_time) == []
-    assert shown([(2, (5, 0))], early) == [("m", None, 0, 60, "early", 5, 4)] * show_early
-    assert shown([], on_time) == [("m", None, 0, 60, "on_time", 5, 5)]
-    assert shown([(1, (1, 1)), (1, (1, 0))], late) == [("m", None, 0, 60, "late", 8, 9)]
+    assert shown([(2, (5, 0))], early) == [("m", None, 0, 60, "early", 5, 4, 1_000)] * show_early
+    # What is shown when its window is over was waited for from then on.
+    due = None if show_early else 60_000
+    assert shown([], on_time) == [("m", None, 0, 60, "on_time", 5, 5, due)]
+    # Two late events, at 1 s and 2 s.
+    together = [(1, (1, 1)), (1, (1, 0))]
+    assert shown(together, late) == [("m", None, 0, 60, "late", 8, 9, 1_500)]
 
 
 DIMENSIONS = st.lists(

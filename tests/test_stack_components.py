@@ -31,6 +31,8 @@ FLINK_PORTS = {
     "flink-rpc": 6123,
     "flink-blob": 6124,
     "workers": 50000,
+    "workers-metrics": 9249,
+    "flink-metrics": 9250,
     "zookeeper": 2181,
 }
 
@@ -233,7 +235,7 @@ def test_modules_are_opened_only_where_java_has_sealed_them(
 def test_workers_find_this_python_first(tmp_path: Path) -> None:
     import sys
 
-    path = WorkerPool(tmp_path, port=1).environment()["PATH"]
+    path = WorkerPool(tmp_path, port=1, metrics=2).environment()["PATH"]
     assert path.split(":")[0] == str(Path(sys.executable).parent)
 
 

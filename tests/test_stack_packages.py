@@ -112,12 +112,15 @@ def test_of_flinks_archive_only_the_runtime_and_its_logging_are_taken(tmp_path: 
         "lib/flink-dist-1.19.3.jar",
         "lib/log4j-core-2.17.1.jar",
         "lib/flink-table-runtime-1.19.3.jar",
+        "plugins/metrics-prometheus/flink-metrics-prometheus-1.19.3.jar",
+        "plugins/metrics-jmx/flink-metrics-jmx-1.19.3.jar",
         "opt/flink-dist-other.jar",
     )
     unpack(packed, tmp_path)
     assert {jar.name for jar in tmp_path.glob("*.jar")} == {
         "flink-dist-1.19.3.jar",
         "log4j-core-2.17.1.jar",
+        "flink-metrics-prometheus-1.19.3.jar",
     }
 
 

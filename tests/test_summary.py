@@ -7,7 +7,7 @@ import apache_beam as beam
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from rich.console import Console
 
-from velocity.io.records import counter, distribution
+from velocity.io.metrics import counter, distribution
 from velocity.runners.run import counters_of, summary
 
 

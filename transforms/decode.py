@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.pvalue import TaggedOutput
 
+from velocity.io.metrics import counter
 from velocity.io.records import (
     MESSAGE,
     ORIGIN,
@@ -24,7 +25,6 @@ from velocity.io.records import (
     Stage,
     Texts,
     WithDeadLetters,
-    counter,
     dead_letters,
     main_of,
     now,

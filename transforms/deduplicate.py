@@ -26,13 +26,8 @@ from apache_beam.typehints import KV
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, Timestamp
 
 from velocity.io.copies import attempts
-from velocity.io.records import (
-    MESSAGE,
-    RecordBatchCoder,
-    counter,
-    main_of,
-    passing_on,
-)
+from velocity.io.metrics import counter
+from velocity.io.records import MESSAGE, RecordBatchCoder, main_of, passing_on
 
 _SLICES: Final = 8
 """In how many steps a horizon's ids are forgotten."""

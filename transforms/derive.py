@@ -8,14 +8,8 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.pvalue import TaggedOutput
 
-from velocity.io.records import (
-    MESSAGE,
-    Stage,
-    WithDeadLetters,
-    counter,
-    main_of,
-    now,
-)
+from velocity.io.metrics import counter
+from velocity.io.records import MESSAGE, Stage, WithDeadLetters, main_of, now
 from velocity.transforms.expressions import (
     Evaluated,
     ExpressionError,

@@ -11,24 +11,22 @@ import pyarrow.compute as pc
 
 from velocity.io.lookup import MISSING, PART, Answers, Failed, Lookup
 from velocity.io.lookup_waiting import Waiting
+from velocity.io.metrics import Histogram, counter, distribution, gauge
 from velocity.io.records import (
     DEAD_LETTERS,
     MESSAGE,
     Cause,
     Stage,
     WithDeadLetters,
-    counter,
     dead_letters,
-    distribution,
-    gauge,
     main_of,
     messages_of,
     now,
 )
 from velocity.transforms.answers import Added, Columns, NotOfType, WrongAnswer
 
-CALL_MS: Final = (10, 50, 100, 500, 1_000, 5_000)
-"""Milliseconds within which calls are counted: the bounds of their histogram."""
+REST_CALLS: Final = Histogram("rest_calls", (10, 50, 100, 500, 1_000, 5_000), "ms")
+"""How long calls take."""
 
 OnMissing = Literal["null", "dead_letter"] | Mapping[str, Any]
 OnError = Literal["wait", "dead_letter", "null"]
@@ -291,12 +289,10 @@ def _measure(answers: Answers) -> None:
         measured = distribution(name)
         for sample in samples:
             measured.update(sample)
-    # Flink gives no distribution out as numbers: a histogram of counters it adds up.
-    took = answers.samples.get("rest_call_ms", ())
-    for bound in CALL_MS if took else ():
-        counter(f"rest_calls_within_{bound}ms").inc(sum(millis <= bound for millis in took))
+    REST_CALLS.add(answers.samples.get("rest_call_ms", ()))
     for name, state in answers.states.items():
-        gauge(name).set(state)
+        kind, _, service = name.partition("_")
+        gauge(kind, **({"enrichment": service} if service else {})).set(state)
 
 
 class Enrich(beam.PTransform):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import islice
 from operator import itemgetter
@@ -26,16 +27,8 @@ from apache_beam.typehints import KV
 from apache_beam.utils.timestamp import Duration, Timestamp
 from apache_beam.utils.windowed_value import PaneInfoTiming
 
-from velocity.io.records import (
-    MERGED,
-    Cause,
-    Document,
-    Stage,
-    WithDeadLetters,
-    counter,
-    main_of,
-    now,
-)
+from velocity.io.metrics import counter
+from velocity.io.records import MERGED, Cause, Document, Stage, WithDeadLetters, main_of, now
 from velocity.transforms.expressions import failed_rows
 from velocity.transforms.metric import Metric
 from velocity.transforms.partials import Partial, PreAggregation, merge
@@ -45,6 +38,10 @@ _GATHER_EVERY: Final = timedelta(seconds=10)
 _MOST_EARLY: Final = 100
 _LONGEST_ID: Final = 512
 """Bytes: Elasticsearch's limit."""
+
+
+_Timed = tuple[int, Partial]
+"""A partial result, and the mean time of its events."""
 
 
 class WindowedMetrics(beam.PTransform):
@@ -114,9 +111,10 @@ class _PreAggregate(beam.DoFn):
     def process(self, rows: pa.RecordBatch) -> Iterator[Any]:
         reduced, failures, late = self._reduction.reduce(rows)
         self._partials.inc(len(reduced))
-        for metric, key, time, partial in reduced:
+        for metric, key, time, partial, mean in reduced:
             at = Timestamp(micros=time * 1000)
-            yield TaggedOutput(self._tag_of[metric.name], TimestampedValue((key, partial), at))
+            timed = TimestampedValue((key, (mean, partial)), at)
+            yield TaggedOutput(self._tag_of[metric.name], timed)
         for cause, some in ((Cause.EXPRESSION_FAILED, failures), (Cause.LATE, late)):
             if some:
                 at = self._clock()
@@ -205,9 +203,9 @@ class _WithWindow(beam.DoFn):
         self._window = window
 
     def process(
-        self, element: tuple[bytes, Partial], timestamp: Any = beam.DoFn.TimestampParam
+        self, element: tuple[bytes, _Timed], timestamp: Any = beam.DoFn.TimestampParam
     ) -> Iterator[tuple[bytes, Partial]]:
-        key, partial = element
+        key, (_, partial) = element
         for start in self._window.starts(timestamp.micros // 1000):
             yield b"%d %b" % (start, key), partial
 
@@ -231,9 +229,9 @@ def _interval(start: int, end: int) -> IntervalWindow:
 
 class _WithTime(beam.DoFn):
     def process(
-        self, element: tuple[bytes, Partial], timestamp: Any = beam.DoFn.TimestampParam
+        self, element: tuple[bytes, _Timed], timestamp: Any = beam.DoFn.TimestampParam
     ) -> Iterator[tuple[bytes, tuple[int, Partial]]]:
-        key, partial = element
+        key, (_, partial) = element
         yield key, (timestamp.micros // 1000, partial)
 
 
@@ -270,7 +268,7 @@ class _Sessions(beam.DoFn):
             yield self._document.make(key, partial, window, PaneInfoTiming.ON_TIME)
 
 
-_Pane = tuple[bytes, Iterable[Partial]]
+_Pane = tuple[bytes, Iterable[_Timed]]
 
 
 class _WholePane(beam.DoFn):
@@ -288,10 +286,13 @@ class _WholePane(beam.DoFn):
     def process(
         self, pane: _Pane, window: Any = beam.DoFn.WindowParam, info: Any = beam.DoFn.PaneInfoParam
     ) -> Iterator[Document]:
-        key, partials = pane
-        partial = self._document.merge(key, partials)
+        key, timed = pane
+        partial = self._document.merge(key, (partial for _, partial in timed))
         if partial[0]:
-            yield self._document.make(key, partial, window, info.timing)
+            made = self._document.make(key, partial, window, info.timing)
+            # Which of its events are new only the pane at the end of the session tells: all.
+            on_time = info.timing == PaneInfoTiming.ON_TIME
+            yield replace(made, due=made.window_end) if on_time else made
             if self._may_grow:
                 last = window.end.micros // 1000 - millis(self._session.gap)
                 slots = self._session.slots_after(window.start.micros // 1000, last)
@@ -321,16 +322,31 @@ class _PaneByPane(beam.DoFn):
         info: Any = beam.DoFn.PaneInfoParam,
         so_far: Any = beam.DoFn.StateParam(_SO_FAR),  # noqa: B008
     ) -> Iterator[Document]:
-        key, partials = pane
-        before, new = so_far.read(), list(partials)
+        key, timed = pane
+        before, new = so_far.read(), list(timed)
         if new:
-            partial = self._document.merge(key, [before, *new] if before else new)
+            partials = [partial for _, partial in new]
+            partial = self._document.merge(key, [before, *partials] if before else partials)
             so_far.write(partial)
         else:
             # Flink's on-time pane comes even if nothing is new; it says that the window is complete
             partial = before or (0,)
         if partial[0] and (self._show_early or info.timing != PaneInfoTiming.EARLY):
-            yield self._document.make(key, partial, window, info.timing)
+            made = self._document.make(key, partial, window, info.timing)
+            if info.timing == PaneInfoTiming.ON_TIME and not self._show_early:
+                yield replace(made, due=made.window_end)
+            else:
+                yield replace(made, due=_mean_time(new))
+
+
+def _mean_time(new: Sequence[_Timed]) -> int | None:
+    """Of the events of partial results; None without any.
+
+    >>> _mean_time([(1_000, (3,)), (5_000, (1,))])
+    2000
+    """
+    events = sum(partial[0] for _, partial in new)
+    return sum(mean * partial[0] for mean, partial in new) // events if events else None
 
 
 class _ToDocument:

@@ -27,6 +27,8 @@ class Reduced(NamedTuple):
     time: int
     """Epoch milliseconds."""
     partial: Partial
+    mean: int = 0
+    """Of its events' times, epoch milliseconds."""
 
 
 class Reduction(NamedTuple):
@@ -164,7 +166,10 @@ class PreAggregation:
             aggregate.reduce(table[f"v{i}"].combine_chunks(), instants)
             for i, aggregate in enumerate(self.aggregates[metric.name])
         ]
-        columns: list[tuple[Any, str]] = [("t", "min"), ("t", "max"), ([], "count_all")]
+        columns: list[tuple[Any, str]] = [
+            *((("t", function)) for function in ("min", "max", "mean")),
+            ([], "count_all"),
+        ]
         for i, reduction in enumerate(reductions):
             for j, (column, function) in enumerate(reduction.columns):
                 table = table.append_column(f"r{i}_{j}", column)
@@ -191,10 +196,12 @@ def _put_out(
     at = firsts
     if isinstance(metric.window, Days):
         at = metric.window.stamps(grouped["t_min"].combine_chunks().to_numpy()).tolist()
+    means = grouped["t_mean"].to_pylist()
     empty: Partial = (0, *[None] * len(states))
     for i, events in enumerate(grouped["count_all"].to_pylist()):
         key = _DUMPS([metric.name, *(values[i] for values in dimensions)]).encode()
-        yield Reduced(metric, key, at[i], (events, *(column[i] for column in states)))
+        partial = (events, *(column[i] for column in states))
+        yield Reduced(metric, key, at[i], partial, int(means[i]))
         if isinstance(metric.window, Session):
             for time in metric.window.spanning(firsts[i], lasts[i]):
                 yield Reduced(metric, key, time, empty)

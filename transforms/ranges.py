@@ -9,7 +9,8 @@ import apache_beam as beam
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from velocity.io.records import Document, counter, main_of, passing_on
+from velocity.io.metrics import counter
+from velocity.io.records import Document, main_of, passing_on
 from velocity.transforms.windows import Days, Fixed, Global, Session, Sliding, Window, millis
 
 Verdict = Literal["write", "elsewhere", "cut", "open"]

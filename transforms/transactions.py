@@ -17,6 +17,7 @@ from apache_beam.transforms.window import GlobalWindows, TimestampedValue
 from apache_beam.typehints import KV
 from apache_beam.utils.timestamp import Timestamp
 
+from velocity.io.metrics import counter
 from velocity.io.records import (
     MESSAGE,
     MESSAGES,
@@ -25,7 +26,6 @@ from velocity.io.records import (
     Document,
     Stage,
     WithDeadLetters,
-    counter,
     dead_letters,
     main_of,
     messages_of,
