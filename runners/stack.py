@@ -34,6 +34,7 @@ from velocity.runners.stack_server import Component, Server, members, tail
 from velocity.runners.stack_state import (
     ServerRecord,
     StackState,
+    keeps_port,
     locked,
     read_state,
     write_state,
@@ -95,7 +96,7 @@ class Stack:
         settings = settings or Settings()
         with (
             locked(self.folder),
-            Claims(machine.cache / "ports") as claims,
+            Claims(machine.cache / "ports", self.folder, keeps_port) as claims,
             _signals_raise(),
         ):
             self._end_leftovers()

@@ -35,15 +35,21 @@ def any_free() -> int:
 
 
 class Claims:
-    """The ports that one ``up`` has chosen, which no other one takes until its servers listen.
+    """The ports that one ``up`` has chosen, which no other stack takes.
 
     Between a look at a port and a server's listening lie seconds. Two stacks that start at once
     would choose the same one; a server of the second would fail, and that of the first answer in its
     place. A claim is a lock on a file of ``folder``, which the system frees when its holder dies.
+
+    A stack also keeps the ports of a server of its that died, until it is taken down: its clients
+    would find another stack's server there. So the file names the state folder of its last holder,
+    and ``keeps(holder, port)`` says whether that one still wants the port.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, stack: Path, keeps: Callable[[Path, int], bool]) -> None:
         self._folder = folder
+        self._stack = stack
+        self._keeps = keeps
         self._files = ExitStack()
 
     def __enter__(self) -> Self:
@@ -54,16 +60,21 @@ class Claims:
         self._files.close()
 
     def take(self, port: int) -> bool:
-        """Claims a port; False if a server listens there, or another has claimed it."""
-        file = (self._folder / str(port)).open("a")
+        """Claims a port; False if a server listens there, or another stack has claimed it."""
+        file = (self._folder / str(port)).open("a+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
             return False
-        if not is_free(port):
+        file.seek(0)
+        holder = Path(file.read() or self._stack)
+        if not is_free(port) or (holder != self._stack and self._keeps(holder, port)):
             file.close()
             return False
+        file.truncate(0)
+        file.write(str(self._stack))
+        file.flush()
         self._files.enter_context(file)
         return True
 

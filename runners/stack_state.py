@@ -89,6 +89,15 @@ def read_state(folder: Path) -> StackState:
         raise StackError(f"{file} lacks {error}: {_remedy(file)}") from error
 
 
+def keeps_port(folder: Path, port: int) -> bool:
+    """Whether the stack of this state folder has the port for a server, be it alive or not."""
+    try:
+        components = read_state(folder).components.values()
+    except StackError:  # its owner will be told, when they use it
+        return False
+    return any(port in component.ports.values() for component in components)
+
+
 def _remedy(file: Path) -> str:
     return f"delete it; `velocity stack down` finds what still runs without it ({file.name})"
 

@@ -3,6 +3,7 @@
 import json
 import socket
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from velocity.runners.stack_state import (
     ComponentRecord,
     ServerRecord,
     StackState,
+    keeps_port,
     locked,
     read_state,
     write_state,
@@ -28,6 +30,10 @@ KAFKA = ComponentRecord(
     addresses={"kafka": "127.0.0.1:9092"},
     servers=(ServerRecord("kafka", ProcessId(812, "boot+7"), Path("/s/kafka.log"), "run-1"),),
 )
+
+
+def claims(folder: Path, stack: str) -> Claims:
+    return Claims(folder / "ports", folder / stack, keeps_port)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -112,19 +118,37 @@ def test_a_given_port_in_use_is_named_with_its_remedy() -> None:
 @pytest.mark.embedded
 def test_a_port_that_one_start_has_claimed_is_no_other_ones(tmp_path: Path) -> None:
     port = any_free()
-    with Claims(tmp_path) as first, Claims(tmp_path) as second:
+    with claims(tmp_path, "a") as first, claims(tmp_path, "b") as second:
         assert first.take(port)
         assert not second.take(port)
         assert second.take_any() != port
-    with Claims(tmp_path) as third:
+    with claims(tmp_path, "b") as third:
         assert third.take(port)  # its holder is gone
 
 
+@pytest.mark.embedded
+def test_a_stack_keeps_the_port_of_a_server_that_died_until_it_is_taken_down(
+    tmp_path: Path,
+) -> None:
+    port = any_free()
+    record = replace(KAFKA, ports={"kafka": port})
+    with claims(tmp_path, "a") as first:
+        assert first.take(port)
+        write_state(tmp_path / "a", StackState({record.name: record}))
+    with claims(tmp_path, "b") as other:
+        assert not other.take(port)
+    with claims(tmp_path, "a") as again:
+        assert again.take(port)
+    write_state(tmp_path / "a", StackState())
+    with claims(tmp_path, "b") as other:
+        assert other.take(port)
+
+
 def test_a_port_where_someone_listens_cannot_be_claimed(tmp_path: Path) -> None:
-    with socket.socket() as server, Claims(tmp_path) as claims:
+    with socket.socket() as server, claims(tmp_path, "a") as claimed:
         server.bind(("127.0.0.1", 0))
         server.listen()
-        assert not claims.take(server.getsockname()[1])
+        assert not claimed.take(server.getsockname()[1])
 
 
 def test_a_port_is_free_until_someone_listens_there() -> None:
