@@ -3,7 +3,8 @@
 import json
 import random
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,22 @@ from apache_beam.utils.timestamp import Timestamp
 
 from velocity.io.records import (
     MESSAGE,
-    MESSAGES,
+    ORIGIN,
     TIMESTAMP,
     Document,
     RecordBatchCoder,
     WithDeadLetters,
     messages,
+    origins,
+    with_watermarks,
 )
 from velocity.pipelines.follow import record, stages_of
 from velocity.pipelines.job import TransactionSpec
 from velocity.pipelines.recompute_transactions import facts
+from velocity.transforms.metric import Metric
+from velocity.transforms.metrics import WindowedMetrics
 from velocity.transforms.transactions import FollowTransactions, TransactionError
+from velocity.transforms.windows import Fixed, Sliding
 
 NOW = datetime(2026, 1, 5, tzinfo=UTC)
 SCHEMA = pa.schema(
@@ -39,7 +45,7 @@ SCHEMA = pa.schema(
         pa.field("city", pa.string()),
         pa.field("at", TIMESTAMP),
         pa.field("amount", pa.float64()),
-        pa.field(MESSAGE, pa.struct(list(MESSAGES))),
+        pa.field(MESSAGE, ORIGIN),
     ]
 )
 SPEC = TransactionSpec.model_validate(
@@ -61,7 +67,8 @@ Event = tuple[str | None, str, float]
 """Transaction, event, seconds."""
 
 
-def batch(*events: Event) -> TimestampedValue:
+def batch(*events: Event, watermark: int | None = None) -> TimestampedValue:
+    """Events that came while the watermark of their partition stood there, in milliseconds."""
     keys, names, seconds = zip(*events, strict=True)
     values = [json.dumps(event).encode() for event in events]
     rows = pa.RecordBatch.from_arrays(
@@ -71,10 +78,11 @@ def batch(*events: Event) -> TimestampedValue:
             pa.array(["Solo"] * len(events)),
             pa.array([round(s * 1000) for s in seconds], TIMESTAMP),
             pa.nulls(len(events), pa.float64()),
-            messages(values, topic="events").to_struct_array(),
+            origins(messages(values, topic="events")),
         ],
         schema=SCHEMA,
     )
+    rows = with_watermarks(rows, pa.array([watermark] * len(events), TIMESTAMP))
     return TimestampedValue(rows, min(seconds))
 
 
@@ -186,6 +194,74 @@ def test_a_stream_in_another_order_within_the_lateness_tells_what_a_loop_tells()
     pipeline, (found, _) = streamed(source, follow())
     with pipeline:
         assert_that(found.main | beam.FlatMap(told), equal_to(expected(events(40))))
+
+
+MINUTES = Metric("minutes", {"n": "count()"}, Fixed(timedelta(minutes=1)), by=["what"],
+                 lateness=timedelta(seconds=30))  # fmt: skip
+SLIDING = Metric(
+    "sliding", {"n": "count()"}, Sliding(timedelta(minutes=3), timedelta(minutes=1)),
+    where="what <> 'entered'", lateness=timedelta(minutes=2),
+)  # fmt: skip
+
+
+def test_however_late_each_fact_is_counted_or_a_dead_letter_with_its_transaction_and_metrics(
+    tmp_path: Path,
+) -> None:
+    generator = random.Random(0)
+    behind = [0, 0, 10_000, 25_000, 70_000, 200_000]  # beyond the lateness, and that of metrics too
+    delayed = sorted(
+        (
+            seconds / 3 + generator.randrange(generator.choice(behind) + 1) / 1000,
+            (k, e, seconds / 3),
+        )
+        for k, e, seconds in events(40)
+    )
+    source, clock = stream(), 0
+    # In small steps: unlike others, the test's runner lets no timer hold back the watermark.
+    for seconds, event in [*delayed, (800, None)]:
+        while clock < (now := round(seconds * 1000)):
+            clock = min(clock + 9_000, now)
+            source = source.advance_watermark_to(Timestamp(micros=clock * 1000))
+        if event:
+            source = source.add_elements([batch(event, watermark=clock)])
+    source = source.advance_watermark_to_infinity()
+    step = follow(ttl=timedelta(minutes=2))
+    pipeline, (facts, _) = streamed(source, step)
+    metrics = WindowedMetrics([MINUTES, SLIDING], schema=step.schema, event_time="at")
+
+    def keep(name: str) -> Any:
+        return lambda found: (tmp_path / name).write_text(json.dumps(found))
+
+    with pipeline:
+        documents, letters = facts | metrics
+        assert_that(facts.main | beam.FlatMap(told), keep("facts"), label="facts")
+        shown = documents | beam.Map(lambda d: (d.metric, d.id, d.version, d.values["n"]))
+        assert_that(shown, keep("documents"), label="documents")
+        dead = letters | beam.FlatMap(lambda batch: [
+            (row["stage"], row["cause"], row["error"], row["key"].decode(), json.loads(row["value"]))
+            for row in batch.to_pylist()])  # fmt: skip
+        assert_that(dead, keep("dead"), label="dead")
+    found = {
+        name: json.loads((tmp_path / name).read_text()) for name in ("facts", "documents", "dead")
+    }
+    latest = {
+        id_: (metric, n) for metric, id_, _, n in sorted(found["documents"], key=itemgetter(2))
+    }
+    counted = {"minutes": 0, "sliding": 0}
+    for metric, n in latest.values():
+        counted[metric] += n
+    for stage, cause, error, key, value in found["dead"]:
+        assert (stage, cause) == ("metrics", "late")
+        assert value["transaction"] == key
+        told_ = [str(value[name]) for name in ("transaction", "what", "stage")]
+        assert told_ in [[str(part) for part in fact[:3]] for fact in found["facts"]]
+        named = error.removeprefix("too late for ").split("; the")[0]
+        counted["minutes"] += "minutes (" in named
+        counted["sliding"] += 3 * ("sliding (" in named)  # in each of its windows, or in none
+    assert found["dead"]
+    all_ = found["facts"]
+    assert counted["minutes"] == len(all_)
+    assert counted["sliding"] == 3 * sum(what != "entered" for _, what, *_ in all_)
 
 
 def test_bounded_input_tells_the_same_however_it_is_cut(tmp_path: Path) -> None:

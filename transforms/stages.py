@@ -120,6 +120,8 @@ class Fact(NamedTuple):
     """What its first event says of it."""
     overdue: bool = False
     """Of one that moved on or was dropped: whether it was stuck before."""
+    watermark: int | None = None
+    """Where it stood when the event came by which this is told; None if that came in time."""
 
 
 class Arrival(NamedTuple):
@@ -128,6 +130,8 @@ class Arrival(NamedTuple):
     time: int
     stage: int
     by: tuple[Any, ...] = ()
+    watermark: int | None = None
+    """Of an event that was not waited for: where its partition's stood, in epoch milliseconds."""
 
 
 class Transaction:
@@ -135,7 +139,8 @@ class Transaction:
 
     Its facts depend on its events alone, not on the order in which they arrived, as long as
     ``advance`` is not called for a time before all events up to that time have arrived. An event
-    that comes later still counts, beside what has been said.
+    that comes later still counts, beside what has been said; facts that it brings bear its
+    ``watermark``.
 
     >>> graph = Stages([
     ...     Stage("order", ["created"], ["delivery"], sla=timedelta(seconds=2)),
@@ -153,13 +158,15 @@ class Transaction:
     entered 1 None 3000
     """
 
-    __slots__ = ("_by", "_graph", "_open", "_reached", "_until", "_waiting")
+    __slots__ = ("_by", "_graph", "_late", "_open", "_reached", "_until", "_waiting")
 
     def __init__(self, graph: Stages, kept: tuple[Any, ...] | None = None) -> None:
         """``kept`` is what ``keep`` gave of it before."""
         self._graph = graph
         self._by: tuple[Any, ...] | None
-        self._by, self._reached, self._open, waiting, self._until = kept or (None, {}, {}, (), None)
+        self._late: dict[int, int]
+        """By stages that were entered late: the watermark of the event."""
+        self._by, self._reached, self._open, waiting, self._until, self._late = kept or _nothing()
         self._waiting = [Arrival(*arrival) for arrival in waiting]
 
     def keep(self) -> tuple[Any, ...] | None:
@@ -167,14 +174,14 @@ class Transaction:
         if self._by is None and not self._waiting:
             return None
         waiting = tuple(tuple(arrival) for arrival in self._waiting)
-        return self._by, self._reached, self._open, waiting, self._until
+        return self._by, self._reached, self._open, waiting, self._until, self._late
 
     def arrive(self, arrivals: Iterable[Arrival]) -> int:
         """Takes events in; returns how many are earlier than what has been said already."""
         late = 0
         for arrival in arrivals:
             late += self._until is not None and arrival.time <= self._until
-            if arrival not in self._waiting:  # a duplicate says nothing new
+            if not any(other[:3] == arrival[:3] for other in self._waiting):  # else nothing new
                 self._waiting.append(arrival)
         self._waiting.sort(key=_order)
         return late
@@ -197,16 +204,18 @@ class Transaction:
         self._until = until if self._until is None else max(self._until, until)
 
     def _enter(self, arrival: Arrival) -> Iterator[Fact]:
-        time, stage, by = arrival
+        time, stage, by, watermark = arrival
         if stage in self._reached:
             return
         if self._by is None:
             self._by = by
         for left in sorted(self._open):
             if stage in self._graph.after[left] and self._reached[left] <= time:
-                yield from self._move(left, stage, time)
-        yield Fact("entered", stage, None, time, time, self._by)
+                yield from self._move(left, stage, time, watermark)
+        yield Fact("entered", stage, None, time, time, self._by, watermark=watermark)
         self._reached[stage] = time
+        if watermark is not None:
+            self._late[stage] = watermark
         if self._graph.stages[stage].next:
             self._open[stage] = False
             # Clocks of services differ: what follows may bear the earlier time.
@@ -214,14 +223,14 @@ class Transaction:
                 (self._reached[s], s) for s in self._graph.after[stage] & set(self._reached)
             ]:
                 then, following = min(ahead)
-                yield from self._move(stage, following, max(time, then))
+                yield from self._move(stage, following, max(time, then), watermark)
 
-    def _move(self, stage: int, following: int, time: int) -> Iterator[Fact]:
+    def _move(self, stage: int, following: int, time: int, watermark: int | None) -> Iterator[Fact]:
         assert self._by is not None
         overdue, since = self._open.pop(stage), self._reached[stage]
-        yield Fact("moved", stage, following, time, since, self._by, overdue)
+        yield Fact("moved", stage, following, time, since, self._by, overdue, watermark)
         if overdue:
-            yield Fact("resolved", stage, following, time, since, self._by)
+            yield Fact("resolved", stage, following, time, since, self._by, watermark=watermark)
 
     def _deadline(self) -> tuple[int, What | None, int]:
         """The next: when, what is then to be said (None: all may be forgotten), of which stage."""
@@ -241,14 +250,19 @@ class Transaction:
         assert self._by is not None
         time, what, stage = self._deadline()
         if what is None:
-            self._by, self._reached, self._open = None, {}, {}
+            self._by, self._reached, self._open, self._late = None, {}, {}, {}
             return
-        overdue = self._open[stage]
-        yield Fact(what, stage, None, time, self._reached[stage], self._by, overdue)
+        overdue, since = self._open[stage], self._reached[stage]
+        # What was due when the stage was entered late comes as late as that.
+        yield Fact(what, stage, None, time, since, self._by, overdue, self._late.get(stage))
         if what == "stuck":
             self._open[stage] = True
         else:
             del self._open[stage]
+
+
+def _nothing() -> tuple[Any, ...]:
+    return None, {}, {}, (), None, {}
 
 
 def _order(arrival: Arrival) -> tuple[int, int, str]:

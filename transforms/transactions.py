@@ -1,6 +1,5 @@
 """Transactions: events of one key joined across domains, in event time, to facts and alerts."""
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
@@ -17,10 +16,11 @@ from apache_beam.transforms.window import GlobalWindows, TimestampedValue
 from apache_beam.typehints import KV
 from apache_beam.utils.timestamp import Timestamp
 
+from velocity.io.json_rows import JsonRows
 from velocity.io.metrics import counter
 from velocity.io.records import (
     MESSAGE,
-    MESSAGES,
+    ORIGIN,
     TIMESTAMP,
     Cause,
     Document,
@@ -31,6 +31,7 @@ from velocity.io.records import (
     messages_of,
     now,
     rfc3339,
+    watermarks_of,
 )
 from velocity.transforms.metrics import document_id
 from velocity.transforms.stages import Arrival, Fact, Stages, Transaction
@@ -80,8 +81,10 @@ class FollowTransactions(beam.PTransform):
     Rows of one ``key`` are a transaction; the column ``event`` names what happened, and so which
     of the ``stages`` is entered; ``by`` are columns that the facts keep, from the first event of
     the transaction. Events wait until the watermark has passed them by ``lateness``, and are then
-    taken in event time: the facts of a transaction don't depend on the order of arrival. A row
-    without a key becomes a dead letter; one of no stage's event is left out.
+    taken in event time: the facts of a transaction don't depend on the order of arrival. One that
+    comes later counts all the same, and its facts say in their ``ORIGIN`` where the watermark of its
+    partition stood: ``WindowedMetrics`` makes dead letters of those that are too late for a metric.
+    A row without a key becomes a dead letter; one of no stage's event is left out.
 
     ``schema`` is that of the rows given, ``self.schema`` that of the facts. Counts
     ``transactions_events``, ``transactions_late`` (events that came too late to be waited for; they
@@ -117,9 +120,8 @@ class FollowTransactions(beam.PTransform):
         if event_time in FACTS.names:
             raise TransactionError(f"facts have a column {event_time} of their own; rename yours")
         columns = [pa.field(event_time, TIMESTAMP), *(schema.field(column) for column in by)]
-        message = pa.field(MESSAGE, pa.struct(list(MESSAGES)))
-        self.schema = pa.schema([*FACTS, *columns, message])
-        self._arrivals = _Arrivals(stages, key, event, by, event_time, clock)
+        self.schema = pa.schema([*FACTS, *columns, pa.field(MESSAGE, ORIGIN)])
+        self._arrivals = _Arrivals(stages, key, event, by, event_time, lateness, clock)
         self._follow = _Follow(stages, lateness)
         self._to_rows = _ToRows(stages, self.schema, len(by))
         self._to_alerts = _ToAlerts(stages, by, job)
@@ -154,11 +156,13 @@ class _Arrivals(beam.DoFn):
         event: str,
         by: Sequence[str],
         event_time: str,
+        lateness: timedelta,
         clock: Callable[[], datetime],
     ) -> None:
         self._stages = stages
         self._key, self._event, self._by = key, event, by
         self._event_time = event_time
+        self._wait = _wait(lateness)
         self._clock = clock
         self._events = counter("transactions_events")
 
@@ -175,7 +179,15 @@ class _Arrivals(beam.DoFn):
         events = (self._stages.of_event[event] for event in rows[self._event].to_pylist())
         columns = [rows[column].to_pylist() for column in self._by]
         bys = zip(*columns, strict=True) if columns else iter([()] * len(times))
-        for key, *arrival in zip(rows[self._key].to_pylist(), times, events, bys, strict=True):
+        watermarks = [
+            None if watermark is None or watermark < time + self._wait else watermark
+            for watermark, time in zip(
+                watermarks_of(rows).view(pa.int64()).to_pylist(), times, strict=True
+            )
+        ]
+        for key, *arrival in zip(
+            rows[self._key].to_pylist(), times, events, bys, watermarks, strict=True
+        ):
             found[key].append(Arrival(*arrival))
         for key, arrivals in found.items():
             at = Timestamp(micros=min(arrivals)[0] * 1000)
@@ -200,8 +212,7 @@ class _Follow(beam.DoFn):
 
     def __init__(self, stages: Stages, lateness: timedelta) -> None:
         self._stages = stages
-        # The watermark says that no event before it will come: of its own millisecond one may.
-        self._wait = lateness // _MILLISECOND + 1
+        self._wait = _wait(lateness)
         self._late = counter("transactions_late")
 
     def process(
@@ -237,6 +248,14 @@ class _Follow(beam.DoFn):
             return
         kept.write(transaction.keep())
         timer.set(Timestamp(micros=(due + self._wait) * 1000))
+
+
+def _wait(lateness: timedelta) -> int:
+    """Milliseconds after its time that an event is taken.
+
+    The watermark says that no event before it will come: of its own millisecond one may.
+    """
+    return lateness // _MILLISECOND + 1
 
 
 class _ToRows(beam.DoFn):
@@ -285,11 +304,13 @@ class _ToRows(beam.DoFn):
             else pa.array(column, field.type)
             for column, field in zip(values, self._schema, strict=False)
         ]
-        # Of a fact that an expression fails for, this is what its dead letter says.
-        messages = [
-            {"topic": "", "key": key, "value": _json([key.decode(), *fact])} for key, fact in taken
+        # This is what its dead letter says of a fact that an expression fails for, or that is late.
+        told = pa.RecordBatch.from_arrays(columns, schema=pa.schema(list(self._schema)[:-1]))
+        origins = [
+            {"topic": "", "key": key, "value": value, "watermark": fact.watermark}
+            for (key, fact), value in zip(taken, JsonRows(nulls=False).values(told), strict=True)
         ]
-        columns.append(pa.array(messages, self._schema.field(MESSAGE).type))
+        columns.append(pa.array(origins, ORIGIN))
         rows = pa.RecordBatch.from_arrays(columns, schema=self._schema)
         return Timestamp(micros=min(fact.time for fact in facts) * 1000), rows
 
@@ -336,7 +357,3 @@ def alert(stages: Stages, by: Sequence[str], job: str, key: str, fact: Fact) -> 
         pane="on_time",
         id=document_id(job, ALERTS, fact.since, [key, stage]),
     )
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode()
