@@ -106,7 +106,11 @@ def error_in(answer: Any) -> str:
     """
     error = answer.get("error") if isinstance(answer, dict) else None
     if not isinstance(error, dict):
-        return str(error or answer or "no reason given")[:2_000]
+        if isinstance(error, str):
+            return error[:2_000]
+        # What stands between may echo what it was sent, with its key: it is not told.
+        size = f"; what came, {len(str(answer)):,} characters, is not Elasticsearch's own"
+        return f"no reason given{size if answer else ''}"
     text, root = f"{error.get('type')}: {error.get('reason')}", error
     while isinstance(root.get("caused_by"), dict):
         root = root["caused_by"]

@@ -131,6 +131,7 @@ class Commits:
                 "group %r was not told of %s partition %d at offset %d: %s; reading goes on."
                 " Other consumers must not use this group, and the user must be allowed to",
                 *(group.name, offset.topic, offset.partition, offset.offset, failed.str()),
+                extra={"topic": offset.topic, "partition": offset.partition},
             )
             place = _Place(group, offset.topic, offset.partition)
             with self._lock:

@@ -217,7 +217,9 @@ class WatchPartitions(beam.DoFn):
             self._note(unread)
             if tracker.try_claim(_joined(known or (), found)):
                 for topic, number, *_ in found if known is not None else ():
-                    _LOG.info("%s partition %d is new, and read from now on", topic, number)
+                    place = {"topic": topic, "partition": number}
+                    text = "%s partition %d is new, and read from now on"
+                    _LOG.info(text, topic, number, extra=place)
                 yield from found
                 watermark.advance(asked_at - self._disorder)
         tracker.defer_remainder(self._every)

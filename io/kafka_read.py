@@ -81,7 +81,7 @@ class Read(beam.DoFn):
                 ):
                     tracker.defer_remainder(_POLL_EVERY if starved else None)
                     break
-                messages = self._poll(reader, stop)
+                messages = self._poll(element, reader, stop)
                 starved = not messages
                 # up to the position, for offsets that no message has (compacted, or taken by a
                 # transaction's end) are read too
@@ -117,20 +117,21 @@ class Read(beam.DoFn):
             if durable:
                 finalizer.register(durable)
 
-    def _poll(self, reader: PartitionReader, stop: int) -> Messages:
+    def _poll(self, element: Partition, reader: PartitionReader, stop: int) -> Messages:
+        place = {"topic": element.topic, "partition": element.partition}
         try:
             return reader.poll(min(self._batch_size, stop - reader.position))
         except OffsetsLost as error:
             if self._fails_if_lost:
                 raise
             earliest = min(error.earliest, stop)
-            _LOG.warning("%s. The read goes on at offset %d", error, earliest)
+            _LOG.warning("%s. The read goes on at offset %d", error, earliest, extra=place)
             self._lost.inc(earliest - reader.position)
             reader.skip_to(earliest)
         except PartitionGone as error:
             if self._fails_if_lost or not reader.is_gone():
                 raise
-            _LOG.warning("%s. The read of this partition ends", error)
+            _LOG.warning("%s. The read of this partition ends", error, extra=place)
             self._lost.inc(reader.lag() or 0)
             reader.position = stop
         return []

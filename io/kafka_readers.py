@@ -155,7 +155,9 @@ class PartitionReader:
             try:
                 _, end = self._consumer.get_watermark_offsets(self._where, timeout=_END_WITHIN)
             except KafkaException as error:
-                _LOG.warning("the end of %s is not known: %s", self._where, error.args[0].str())
+                where = {"topic": self._where.topic, "partition": self._where.partition}
+                text = "the end of %s partition %d is not known: %s"
+                _LOG.warning(text, *where.values(), error.args[0].str(), extra=where)
                 self._note_gone(error.args[0])
             else:
                 self._end, self._gone_since = (asked_at, end), None

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import sys
 from importlib.metadata import version
 from typing import Annotated, Any, Final
@@ -19,6 +20,7 @@ from velocity.runners.exit_codes import codes
 from velocity.runners.ingest_cli import ingest_app
 from velocity.runners.job_cli import add_job_commands
 from velocity.runners.jobs_cli import add_jobs_commands
+from velocity.runners.logs import VARIABLE, Format, configure
 from velocity.runners.replay_cli import add_replay_command
 from velocity.runners.run_cli import add_run_command
 from velocity.runners.stack_cli import stack_app
@@ -96,8 +98,18 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    log_format: Annotated[
+        Format | None,
+        typer.Option(
+            envvar=VARIABLE,
+            help="How warnings and errors are written on stderr: as text, or as JSON lines.",
+            show_default="text",
+        ),
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")
     ] = False,
 ) -> None:
-    pass
+    if log_format is not None:
+        os.environ[VARIABLE] = log_format  # of what it starts too
+    configure(log_format or Format.TEXT)

@@ -1,6 +1,8 @@
 """Running a job: its graph on a runner, with progress while it runs and its counters at the end."""
 
+import re
 import signal
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
@@ -138,10 +140,37 @@ def run(
             around(pipeline),
             _until_signal() as stop,
         ):
-            result = pipeline.run()
-            stop.append(result.cancel)
-            result.wait_until_finish()
+            try:
+                result = pipeline.run()
+                stop.append(result.cancel)
+                result.wait_until_finish()
+            except Exception as error:
+                if (said := discreet(error)) is None:
+                    raise
+                raise JobFailed(f"{graph.job.job} failed{said}") from error
             return counters_of(result)
+
+
+def discreet(error: BaseException) -> str | None:
+    """What may be told of an error that a step of a graph has raised; None if that is all of it.
+
+    The text of one that is not Velocity's own may hold what was in an event.
+
+    >>> discreet(ValueError("no number: 0817 [while running 'Derive']"))
+    ' in Derive: ValueError; its text may be of an event: velocity --debug shows it'
+    """
+    step = re.search(r"\[while running '([^']+)'\]", str(error))
+    causes = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    if step is None or any(type(cause).__module__.startswith("velocity.") for cause in causes):
+        return None
+    frames = traceback.extract_tb(causes[-1].__traceback__)
+    where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    kind = type(causes[-1]).__name__
+    return f" in {step[1]}: {kind}{where}; its text may be of an event: velocity --debug shows it"
 
 
 def in_job_server(

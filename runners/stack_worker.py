@@ -5,6 +5,7 @@ Beam's containers do this in a program of Go (``sdks/python/container/boot.go``)
 
 import argparse
 import ctypes
+import logging
 import os
 import signal
 import subprocess
@@ -24,6 +25,8 @@ from apache_beam.portability.api import (
     endpoints_pb2,
 )
 from google.protobuf import json_format, text_format
+
+from velocity.runners.logs import Discreet, configure, guard, wanted
 
 PR_SET_PDEATHSIG: Final = 1
 """prctl(2): the signal that a process gets when its parent ends."""
@@ -176,8 +179,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         if given.metrics is not None:
             mirror(open_mirror(given.metrics, job_name(info)))
-        sdk_worker_main.main([])
+        _run(sdk_worker_main, job_name(info))
     return 0
+
+
+def _run(beam: Any, job: str) -> None:
+    """As ``sdk_worker_main.main``, its records such as all of Velocity's are."""
+    configure(wanted(), job=job)
+    # Beam tells all of the job's options before its handler is in our hands.
+    logging.getLogger(beam.__name__).addFilter(Discreet())
+    handler, harness, _ = beam.create_harness(os.environ)
+    guard(handler)
+    try:
+        harness.run()
+    finally:
+        handler.close()
 
 
 if __name__ == "__main__":

@@ -26,13 +26,14 @@ from typing import Any, Final
 import grpc
 from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc
 
+from velocity.runners.logs import configure, wanted
 from velocity.runners.stack_metrics import WorkersMetrics, serve_metrics
 from velocity.runners.stack_ports import HOST
 
 PATIENCE: Final = 10.0
 """Seconds that a worker has to end before it is killed."""
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("velocity.runners.stack_workers")  # it runs as __main__
 
 Spawn = Callable[[Sequence[str]], "subprocess.Popen[bytes]"]
 
@@ -129,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--metrics-port", type=int, help="Where Prometheus finds /metrics.")
     given = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    configure(wanted())
     ended = threading.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda *_: ended.set())

@@ -32,8 +32,10 @@ class Call(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.bodies.append(self.body)
-        self.keys = json.loads(self.body)["ids"] if self.body[:1] == b"{" else []
+        self.keys = json.loads(self.body)["ids"] if self.body.startswith(b'{"ids"') else []
         self.reply()
+
+    do_PUT = do_POST
 
     def reply(self) -> None:
         with self.server.lock:
