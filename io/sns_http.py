@@ -1,11 +1,14 @@
 """An endpoint that SNS pushes notifications to, over HTTPS."""
 
 import json
+import socket
 import ssl
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final, NamedTuple
@@ -20,8 +23,10 @@ from velocity.io.sns_signature import Forged, Verifier, fetch, of_aws
 
 LARGEST: Final = 1024 * 1024
 """Bytes of a request: a message of SNS has 256 KB at most, and JSON escapes may double it."""
-_IDLE: Final = 60.0
-"""Seconds after which a connection that says nothing is closed."""
+PATIENCE: Final = 60.0
+"""Seconds within which a connection's next request must have come whole, however slowly it drips."""
+CONNECTIONS: Final = 512
+"""At a time: each has a thread."""
 
 
 class Answer(NamedTuple):
@@ -96,25 +101,77 @@ class Subscriber:
 class SnsServer(ThreadingHTTPServer):
     """Serves a ``Subscriber``; with ``tls`` over HTTPS, which SNS wants if nothing before does it.
 
-    ``GET /health`` answers 200 and the counts of requests, for load balancers and people.
+    ``GET /health`` answers 200 and the counts of requests, for load balancers and people. No client
+    holds a thread for longer than ``patience`` seconds beyond what its requests take Kafka: not by
+    silence, nor by a request that comes a byte at a time. Of more than ``connections`` the latest is
+    closed at once, and counted as ``turned_away``; SNS tries again.
     """
 
     daemon_threads = True  # a client that hangs must not hold up the end
     request_queue_size = 256
 
     def __init__(
-        self, address: tuple[str, int], subscriber: Subscriber, tls: ssl.SSLContext | None = None
+        self,
+        address: tuple[str, int],
+        subscriber: Subscriber,
+        tls: ssl.SSLContext | None = None,
+        *,
+        patience: float = PATIENCE,
+        connections: int = CONNECTIONS,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.subscriber = subscriber
         self._tls = tls
+        self._patience, self._connections, self._clock = patience, connections, clock
+        self._open: dict[socket.socket, float | None] = {}
+        """By connection, when it is closed; None while its request is at work."""
+        self._lock = threading.Lock()
         super().__init__(address, _Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            admitted = len(self._open) < self._connections
+            if admitted:
+                self._open[request] = self._clock() + self._patience
+        if admitted:
+            super().process_request(request, client_address)
+        else:
+            self.subscriber.counts["turned_away"] += 1
+            self.shutdown_request(request)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Shakes hands here, in the request's own thread, so that no client holds up others."""
-        request.settimeout(_IDLE)
-        if self._tls is not None:
-            request = self._tls.wrap_socket(request, server_side=True)
-        super().finish_request(request, client_address)
+        request.settimeout(self._patience)
+        try:
+            channel = request
+            if self._tls is not None:
+                channel = self._tls.wrap_socket(request, server_side=True)
+                with self._lock:  # the plain socket has handed its connection over
+                    self._open[channel] = self._open.pop(request)
+            request = channel
+            super().finish_request(channel, client_address)
+        finally:
+            with self._lock:
+                self._open.pop(request, None)
+
+    def whole(self, connection: socket.socket) -> None:
+        """A request has come whole: from now on it is we who take time."""
+        with self._lock:
+            self._open[connection] = None
+
+    def answered(self, connection: socket.socket) -> None:
+        """The next request may come."""
+        with self._lock:
+            self._open[connection] = self._clock() + self._patience
+
+    def service_actions(self) -> None:
+        """Hangs up where a request is overdue; ``serve_forever`` calls it again and again."""
+        now = self._clock()
+        with self._lock:
+            overdue = [c for c, until in self._open.items() if until is not None and until < now]
+        for connection in overdue:
+            with suppress(OSError):  # it has gone meanwhile
+                connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that has gone, or shook hands wrongly, is owed nothing; its message comes again.
@@ -138,12 +195,13 @@ class _Handler(BaseHTTPRequestHandler):
             text = f"{LARGEST} bytes are the most that is taken"
             self._send(Answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text), close=True)
         elif self.headers.get("x-amz-sns-rawdelivery") == "true":
-            body = self.rfile.read(int(length))
+            self.rfile.read(int(length))
             text = "raw message delivery is not signed: switch it off for this subscription"
             self._send(Answer(HTTPStatus.FORBIDDEN, text))
         else:
             body = self.rfile.read(int(length))
             if len(body) == int(length):
+                self.server.whole(self.connection)
                 self._send(self.server.subscriber.take(body))
 
     def do_GET(self) -> None:
@@ -162,6 +220,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         self.end_headers()
         self.wfile.write(body)
+        self.server.answered(self.connection)
 
     def log_message(self, format: str, *args: object) -> None:
         """Requests are counted, not logged."""

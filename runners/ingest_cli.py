@@ -1,11 +1,13 @@
 """The commands of ``velocity ingest``: events of Amazon SNS into Kafka, pushed or from a queue."""
 
+import os
+import re
 import signal
 import ssl
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,7 +19,9 @@ import typer
 from velocity.io.kafka_config import KafkaConfig
 from velocity.io.sns import Routes, routes_of
 from velocity.io.sns_delivery import Delivery
+from velocity.pipelines.job import VARIABLE
 from velocity.runners.exit_codes import codes
+from velocity.runners.terminal import complain
 
 EXIT_CODES: Final = codes(_0="told to stop (SIGTERM, Ctrl-C)")
 
@@ -40,7 +44,10 @@ Key = Annotated[
 Options = Annotated[
     list[str] | None,
     typer.Option(
-        "--kafka-option", metavar="NAME=VALUE", help="One of librdkafka's; may be repeated."
+        "--kafka-option",
+        metavar="NAME=VALUE",
+        help="One of librdkafka's; may be repeated. Secrets as 'sasl.password=${VARIABLE}' or"
+        " sasl.password=@FILE: other users of the machine see what stands here.",
     ),
 ]
 
@@ -149,8 +156,43 @@ def _delivery(servers: str, pairs: list[str] | None) -> Delivery:
         name, equals, value = pair.partition("=")
         if not equals:
             raise typer.BadParameter(f"NAME=VALUE is wanted: {name}", param_hint="--kafka-option")
-        options[name] = value
+        options[name] = kafka_option(name, value, os.environ)
+        if options[name] == value and _SECRET.search(name):
+            complain(
+                "ingest",
+                f"--kafka-option {name}: everyone on this machine sees it; write '{name}=${{VARIABLE}}'"
+                f" or {name}=@FILE",
+            )
     return Delivery(KafkaConfig(servers, options), timedelta(seconds=10))
+
+
+_SECRET: Final = re.compile(r"password|secret|\.pem$|sasl\.oauthbearer\.config|token(?!\.endpoint)")
+"""In names of options whose values are secrets."""
+
+
+def kafka_option(name: str, value: str, environ: Mapping[str, str]) -> str:
+    """The value of an option: ``${VARIABLE}`` as in job files, ``@FILE`` for what a file holds.
+
+    Raises ``typer.BadParameter``, which names the option and never a value.
+
+    >>> kafka_option("sasl.password", "${PASSWORD}", {"PASSWORD": "hush"})
+    'hush'
+    """
+    if value.startswith("@"):
+        try:
+            return Path(value[1:]).read_text("utf-8").removesuffix("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            cause = getattr(error, "strerror", None) or "it is no text in UTF-8"
+            text = f"{name}: {value[1:]} can't be read: {cause}"
+            raise typer.BadParameter(text, param_hint="--kafka-option") from error
+
+    def known(match: re.Match[str]) -> str:
+        if match[1] not in environ:
+            text = f"{name}: the environment variable {match[1]} is not set"
+            raise typer.BadParameter(text, param_hint="--kafka-option")
+        return environ[match[1]]
+
+    return VARIABLE.sub(known, value)
 
 
 def _until_told() -> threading.Event:

@@ -5,11 +5,14 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from typing import Any
 import boto3
 import pytest
 import requests
+import typer
 from confluent_kafka import Consumer, TopicPartition
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -33,6 +37,7 @@ from velocity.io.sns_lambda import Undelivered, move
 from velocity.io.sns_signature import Forged, Verifier, of_aws
 from velocity.io.sqs import SqsConsumer
 from velocity.runners.embedded import EmbeddedKafka
+from velocity.runners.ingest_cli import _delivery, kafka_option
 
 NOW = datetime(2026, 1, 5, 7, tzinfo=UTC)
 ARN = "arn:aws:sns:ap-southeast-1:123456789012:orders"
@@ -323,6 +328,105 @@ def test_what_is_forged_malformed_too_large_or_unsigned_is_refused_by_4xx(
     kafka.refuses = True
     assert post(port, aws.signed()) == 422
     assert kafka.taken == []
+
+
+@pytest.mark.embedded
+def test_who_sends_a_request_a_byte_at_a_time_is_hung_up_on_and_holds_up_nobody(
+    aws: Sns, kafka: Kafka
+) -> None:
+    now = [0.0]
+    subscriber = Subscriber(ROUTES, kafka, verifier(aws))
+    server = SnsServer(
+        ("127.0.0.1", 0), subscriber, patience=10, connections=2, clock=lambda: now[0]
+    )
+    with server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            slow, idle, third = (socket.create_connection(server.server_address) for _ in range(3))
+            slow.sendall(b"POST / HTTP/1.1\r\nContent-Length: 100\r\n\r\n{")
+            third.settimeout(10)
+            assert third.recv(1) == b""  # of three one is too many
+            assert subscriber.counts["turned_away"] == 1
+            now[0] = 9.0
+            slow.sendall(b" ")
+            now[0] = 10.5  # each byte came in time, and the request did not
+            for held in (slow, idle):
+                held.settimeout(10)
+                assert held.recv(1) == b""
+            deadline = time.monotonic() + 10
+            while (status := attempt(server, aws)) is None and time.monotonic() < deadline:
+                time.sleep(0.01)  # until their threads have ended
+            assert status == 200
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def attempt(server: SnsServer, aws: Sns) -> int | None:
+    try:
+        return post(port_of(server), aws.signed())
+    except (OSError, http.client.HTTPException):
+        return None
+
+
+@pytest.mark.embedded
+def test_a_request_that_kafka_keeps_waiting_is_not_hung_up_on(aws: Sns) -> None:
+    now, entered, done = [0.0], threading.Event(), threading.Event()
+
+    def slow(records: Sequence[Record]) -> list[Refusal]:
+        entered.set()
+        assert done.wait(30)
+        return []
+
+    server = SnsServer(
+        ("127.0.0.1", 0), Subscriber(ROUTES, slow, verifier(aws)), patience=5, clock=lambda: now[0]
+    )
+    with server, ThreadPoolExecutor(1) as pool:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        answer = pool.submit(post, port_of(server), aws.signed())
+        assert entered.wait(30)
+        now[0] = 100.0
+        server.service_actions()
+        done.set()
+        assert answer.result() == 200
+        server.shutdown()
+        thread.join()
+
+
+def test_secrets_of_kafka_come_from_the_environment_or_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "password"
+    file.write_text("from the file\n")
+    assert kafka_option("sasl.password", f"@{file}", {}) == "from the file"
+    assert kafka_option("a", "x ${A}", {"A": "1"}) == "x 1"
+    for wrong in ("${NOSUCH}", f"@{tmp_path}/nosuch"):
+        with pytest.raises(typer.BadParameter, match=r"sasl\.password.*(NOSUCH|nosuch)"):
+            kafka_option("sasl.password", wrong, {})
+
+
+@pytest.mark.parametrize(
+    ("given", "warned"),
+    [
+        ("sasl.password=hush", True),
+        ("sasl.password=${HUSH}", False),
+        ("ssl.key.pem=hush", True),
+        ("sasl.oauthbearer.client.secret=hush", True),
+        ("sasl.oauthbearer.token.endpoint.url=http://127.0.0.1:1", False),
+        ("linger.ms=5", False),
+    ],
+)
+def test_a_secret_that_is_written_out_is_warned_of_without_being_repeated(
+    given: str, warned: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HUSH", "hush")
+    with suppress(ValueError):  # of a key that is none
+        _delivery("127.0.0.1:1", [given])
+    told = capsys.readouterr().err
+    assert ("everyone on this machine" in told) == warned
+    assert "hush" not in told
 
 
 @pytest.mark.embedded
