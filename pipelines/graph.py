@@ -21,6 +21,7 @@ from velocity.io.elastic import WriteToElasticsearch
 from velocity.io.elastic_bulk import Limits, Retry
 from velocity.io.elastic_connection import Connection
 from velocity.io.elastic_index import IndexPattern
+from velocity.io.influx import Bucket, WriteToInflux
 from velocity.io.kafka import ReadFromKafka
 from velocity.io.kafka_config import KafkaConfig
 from velocity.io.kafka_consumer import Offsets
@@ -284,6 +285,18 @@ class Graph:
         if self.sqlite_path is not None:
             with _at("sinks", "sqlite"):
                 sinks["sqlite"] = WriteToSqlite(self.sqlite_path)
+        if influx := self.job.sinks.influx:
+            place = ("sinks", "influx")
+            url = self._text(influx.url, *place, "url")
+            bucket = self._text(influx.bucket, *place, "bucket")
+            org = self._optional(influx.org, *place, "org")
+            token = self._optional(influx.token, *place, "token")
+            with _at(*place):
+                sinks["influx"] = WriteToInflux(
+                    Bucket(url, bucket, org, token),
+                    limits=Limits(influx.bulk.documents, influx.bulk.bytes, influx.bulk.age),
+                    retry=Retry.lasting(influx.retry_for),
+                )
         return sinks
 
     @cached_property

@@ -668,6 +668,21 @@ class SqliteSink(Model):
     path: str = Field(description="Of the file; it is made if it is not there.")
 
 
+class InfluxSink(Model):
+    """Documents into InfluxDB 1.8, 2 or 3, as points: docs/influx.md."""
+
+    url: str = Field(description="`http://HOST:PORT`.")
+    bucket: str = Field(description="Its name; of 1.8 `DATABASE/RETENTION_POLICY`.")
+    org: str | None = Field(None, description="Of InfluxDB 2.")
+    token: str | None = Field(None, description="As `${ENV}`; of 1.8 `USER:PASSWORD`.")
+    bulk: BulkSpec = Field(default_factory=lambda: BulkSpec(documents=5_000))
+    retry_for: Duration = Field(
+        timedelta(seconds=60),
+        description="How long a write that fails is tried before its bundle fails, and the runner "
+        "tries that again.",
+    )
+
+
 class KafkaSink(Model):
     """Events into Kafka, for other jobs and consumers: JSON objects of all columns that have a value.
 
@@ -714,16 +729,17 @@ class KafkaSink(Model):
 
 
 class Sinks(Model):
-    """Where documents go: one of Elasticsearch and SQLite, or both; and events, if they are wanted."""
+    """Where documents go, to one store or the same ones to several; and events, if they are wanted."""
 
     elasticsearch: ElasticsearchSink | None = None
     sqlite: SqliteSink | None = None
+    influx: InfluxSink | None = None
     kafka: KafkaSink | None = None
 
     @model_validator(mode="after")
     def _any(self) -> "Sinks":
-        if not (self.elasticsearch or self.sqlite or self.kafka):
-            raise ValueError("give elasticsearch or sqlite, or both; or kafka for events alone")
+        if not (self.of_documents or self.kafka):
+            raise ValueError("give elasticsearch or sqlite, or influx; or kafka for events alone")
         return self
 
     @property
@@ -731,7 +747,7 @@ class Sinks(Model):
         """Those that documents go to, by name."""
         return {
             name: sink
-            for name in ("elasticsearch", "sqlite")
+            for name in ("elasticsearch", "sqlite", "influx")
             if (sink := getattr(self, name)) is not None
         }
 
@@ -860,7 +876,10 @@ class Job(Model):
     def _documents_and_their_places_go_together(self) -> "Job":
         wrong: tuple[str, tuple[str, ...]] | None = None
         if self.metrics and not self.sinks.of_documents:
-            wrong = "sinks: metrics need elasticsearch or sqlite for their documents", ("sinks",)
+            wrong = (
+                "sinks: metrics need elasticsearch or sqlite, or influx, for their documents",
+                ("sinks",),
+            )
         elif not self.metrics and self.sinks.kafka is None:
             wrong = "metrics: count something, or give sinks.kafka for the events", ()
         elif not self.metrics and self.transactions:
@@ -870,6 +889,18 @@ class Job(Model):
             wrong = f"no metrics, so no documents for {name}: leave it out", ("sinks", name)
         if wrong:
             raise PydanticCustomError("documents", "{text}", {"text": wrong[0], "place": wrong[1]})
+        return self
+
+    @model_validator(mode="after")
+    def _influx_takes_nothing_back(self) -> "Job":
+        for i, metric in enumerate(self.metrics if self.sinks.influx else ()):
+            if metric.window.session and (metric.emit.early is not None or metric.emit.lateness):
+                text = (
+                    "sessions that are shown before they end may merge, and InfluxDB takes no point "
+                    "back: leave early and lateness out, or sinks.influx"
+                )
+                place = ("metrics", i, "emit")
+                raise PydanticCustomError("influx", "{text}", {"text": text, "place": place})
         return self
 
     @model_validator(mode="after")

@@ -249,6 +249,9 @@ def _sinks(job: Job, metrics: tuple[str, ...]) -> Iterator[Step]:
         yield Step("elasticsearch", "sink", details, metrics)
     if job.sinks.sqlite:
         yield Step("sqlite", "sink", {"path": job.sinks.sqlite.path}, metrics)
+    if influx := job.sinks.influx:
+        details = {"url": _without_user(influx.url), "bucket": influx.bucket}
+        yield Step("influx", "sink", details, metrics)
 
 
 def _publish(spec: KafkaSink, events: tuple[str, ...]) -> Step:

@@ -125,7 +125,7 @@ def _target(plan: Plan) -> Graph:
         job = job.model_copy(update={"sinks": sinks})
     if plan.into:
         elastic = into(job, plan.into)
-        only = elastic.sinks.model_copy(update={"sqlite": None, "kafka": None})
+        only = elastic.sinks.model_copy(update={"sqlite": None, "influx": None, "kafka": None})
         job = elastic.model_copy(update={"sinks": only})
     return Graph(job, plan.replay.environment)
 

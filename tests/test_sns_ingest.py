@@ -343,7 +343,9 @@ def test_who_sends_a_request_a_byte_at_a_time_is_hung_up_on_and_holds_up_nobody(
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
-            slow, idle, third = (socket.create_connection(server.server_address) for _ in range(3))
+            slow, idle, third = (
+                socket.create_connection(("127.0.0.1", port_of(server))) for _ in range(3)
+            )
             slow.sendall(b"POST / HTTP/1.1\r\nContent-Length: 100\r\n\r\n{")
             third.settimeout(10)
             assert third.recv(1) == b""  # of three one is too many
