@@ -15,7 +15,7 @@ from velocity.runners.stack_paths import state_folder
 from velocity.runners.stack_state import read_state
 from velocity.runners.terminal import Json, output
 
-EXIT_CODES: Final = codes(_1="Flink cannot, or has no such job")
+EXIT_CODES: Final = codes(130, _1="Flink cannot, or has no such job")
 
 ELSEWHERE: Final = ("velocity", "run", "JOB", "--runner", "flink")
 """How a job may be resumed that was not submitted from here."""
@@ -33,7 +33,10 @@ Master = Annotated[
 
 def add_jobs_commands(app: typer.Typer) -> None:
     """Adds both commands to the command line."""
-    app.command(epilog=f"Examples: velocity jobs · velocity jobs --all --json. {EXIT_CODES}")(jobs)
+    app.command(
+        epilog="Examples: velocity jobs · velocity jobs --watch · velocity jobs --all --json."
+        f" {EXIT_CODES}"
+    )(jobs)
     app.command(
         epilog="Examples: velocity stop orders-20260105-073000-3fa9 · velocity stop NAME --to"
         f" /backup/savepoints · velocity stop NAME --cancel. {EXIT_CODES}"
@@ -42,11 +45,23 @@ def add_jobs_commands(app: typer.Typer) -> None:
 
 def jobs(
     all_: Annotated[bool, typer.Option("--all", help="Those that have ended too.")] = False,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch",
+            help="Show how they are until Ctrl-C: rates, lag, delays, dead letters, breakers; with"
+            " --json an object every 10 s.",
+        ),
+    ] = False,
     master: Master = None,
     as_json: Json = False,
 ) -> None:
     """List the jobs on a Flink cluster, the latest first."""
     flink = cluster(master)
+    if watch:
+        from velocity.runners.flink_watch import watch_all
+
+        raise typer.Exit(watch_all(flink, console=output(), as_json=as_json, ended_too=all_))
     found = [job for job in flink.jobs() if all_ or not job.ended]
     if as_json:
         print(json.dumps({"flink": flink.url, "jobs": [plain(job) for job in found]}))
