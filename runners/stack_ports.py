@@ -1,6 +1,7 @@
 """Chooses the ports that servers listen on: the usual one if free, else any free one."""
 
 import fcntl
+import random
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -11,6 +12,10 @@ from velocity.runners.stack_errors import PortTaken
 
 HOST: Final = "127.0.0.1"
 """The only interface that the stack's servers listen on."""
+
+
+BELOW_EPHEMERAL: Final = (15_000, 32_768)
+"""Linux gives connections that go out ports from the end of this range on; others later ones."""
 
 
 def is_free(port: int) -> bool:
@@ -27,10 +32,12 @@ def is_free(port: int) -> bool:
 
 
 def any_free() -> int:
-    """A port that the system says is free."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
+    """A free port below those that systems give to connections that go out.
+
+    One of those may be such a connection's by the time that a server listens, seconds later.
+    """
+    while not is_free(port := random.randrange(*BELOW_EPHEMERAL)):
+        pass
     return port
 
 
