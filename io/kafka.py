@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from velocity.io.kafka_config import KafkaConfig
 from velocity.io.kafka_consumer import Offsets
-from velocity.io.kafka_partitions import ListPartitions, Wanted, WatchPartitions
+from velocity.io.kafka_partitions import PIECE, ListPartitions, Wanted, WatchPartitions
 from velocity.io.kafka_read import ReadBounded, ReadUnbounded
 from velocity.io.kafka_topics import is_pattern, matching
 from velocity.io.records import Decoder, WithDeadLetters
@@ -149,6 +149,6 @@ class ReadFromKafka(beam.PTransform):
         skips = self.on_lost_offsets == "earliest"
         wanted = Wanted(self.config, self.topics, self.start, self.stop, self.group, skips)
         if self.stop is not None:
-            return beam.ParDo(ListPartitions(wanted))
+            return beam.ParDo(ListPartitions(wanted, None if self.decoder else PIECE))
         every, disorder = self.discover_every.total_seconds(), self.disorder.total_seconds()
         return beam.ParDo(WatchPartitions(wanted.list_new, every, disorder))

@@ -24,7 +24,7 @@ _LOG: Final = logging.getLogger(__name__)
 _LATER_WITHIN: Final = 5.0
 """Seconds for a broker to answer a listing that nobody waits for, but a checkpoint might."""
 
-_PIECE: Final = 1_000_000
+PIECE: Final = 1_000_000
 """Offsets of a bounded read that one worker reads at a time."""
 
 Known = tuple[tuple[str, int], ...]
@@ -99,18 +99,20 @@ class Wanted:
 class ListPartitions(beam.DoFn):
     """Fixes start and stop once, before anything is read, so that a retry can't move them.
 
-    Of a partition that has much to read several pieces are made, for workers to share.
+    Of a partition that has more offsets to read than a ``piece`` several are made, for workers to
+    share. None makes one of each: whether an event is late depends on all before it in its partition.
     """
 
-    def __init__(self, wanted: Wanted) -> None:
-        self._wanted = wanted
+    def __init__(self, wanted: Wanted, piece: int | None = PIECE) -> None:
+        self._wanted, self._piece = wanted, piece
 
     def process(self, _: None) -> Iterator[Partition]:
         for topic, number, start, stop in self._wanted.first():
             if start == stop:
                 continue
-            for piece in range(start, stop, _PIECE):
-                yield Partition(topic, number, piece, min(piece + _PIECE, stop))
+            size = self._piece or stop - start
+            for piece in range(start, stop, size):
+                yield Partition(topic, number, piece, min(piece + size, stop))
 
 
 class KnownTracker(RestrictionTracker):
