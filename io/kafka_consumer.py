@@ -1,33 +1,18 @@
-"""Consumers: positions in a cluster, and its messages as Arrow batches."""
+"""Consumers: how they are opened, and positions in a cluster."""
 
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-import numpy as np
-import pyarrow as pa
-from confluent_kafka import (
-    TIMESTAMP_NOT_AVAILABLE,
-    Consumer,
-    KafkaError,
-    KafkaException,
-    TopicPartition,
-)
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from velocity.io.kafka_config import KafkaConfig
 from velocity.io.kafka_offsets import UNBOUNDED, Partition
-from velocity.io.records import MESSAGES, TIMESTAMP
 
 Offsets = Mapping[tuple[str, int], int]
 """By topic and partition."""
 
-Messages = list[Any]
-"""Of ``confluent_kafka.Message``, whose stubs allow None where a consumed message has a value."""
-
-_HEADERS: Final = MESSAGES.field("headers").type
-_MOST_BYTES: Final = 2**31 - 1
-"""Of the values in one array."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -73,12 +58,18 @@ def open_consumer(
     config: KafkaConfig,
     group: str | None = None,
     on_commit: Callable[[Any, list[TopicPartition]], None] | None = None,
+    make: Callable[[dict[str, Any]], Consumer] = Consumer,
 ) -> Consumer:
     """A consumer that commits nothing by itself, of a group where one is given.
 
-    ``on_commit`` is told of commits. Raises ``KafkaReadError`` if librdkafka refuses an option.
+    ``on_commit`` is told of commits. ``make`` opens it with librdkafka's options. Raises ``KafkaReadError`` if librdkafka refuses an option.
     """
-    settings = {"group.id": "velocity", "queued.max.messages.kbytes": 16_384} | config.client(
+    defaults = {
+        "group.id": "velocity",
+        "queued.max.messages.kbytes": 16_384,
+        "fetch.queue.backoff.ms": 10,  # a queue that was full is filled on, not idle for a second
+    }
+    settings = defaults | config.client(
         **({} if group is None else {"group_id": group}),
         enable_auto_commit=False,
         enable_partition_eof=True,
@@ -88,7 +79,7 @@ def open_consumer(
     if on_commit is not None:
         settings["on_commit"] = on_commit
     try:
-        return Consumer(settings)
+        return make(settings)
     except KafkaException as error:
         raise KafkaReadError(config.refusal(error)) from None
 
@@ -200,60 +191,3 @@ def _offset_of(
         case Mapping():
             return where.get((at.topic, at.partition), default)
     raise ValueError(f"not a position in a topic: {where!r}")
-
-
-def to_arrow(element: Partition, messages: Messages) -> pa.RecordBatch:
-    """Messages of one partition as a batch of ``MESSAGES``."""
-    n = len(messages)
-    return pa.RecordBatch.from_arrays(
-        [
-            pa.repeat(pa.scalar(element.topic), n),
-            pa.repeat(pa.scalar(element.partition, pa.int32()), n),
-            pa.array([message.offset() for message in messages], pa.int64()),
-            _timestamps([message.timestamp() for message in messages]),
-            _binary([message.key() for message in messages]),
-            _binary([message.value() for message in messages]),
-            _headers([message.headers() for message in messages]),
-        ],
-        schema=MESSAGES,
-    )
-
-
-def _timestamps(given: list[tuple[int, int]]) -> pa.Array:
-    millis = [None if kind == TIMESTAMP_NOT_AVAILABLE else time for kind, time in given]
-    return pa.array(millis, pa.int64()).view(TIMESTAMP)
-
-
-def _binary(values: list[bytes | None]) -> pa.Array:
-    """In one copy where none is null: what grows in Arrow's builder is copied again and again."""
-    try:
-        joined = b"".join(values)  # type: ignore[arg-type]
-    except TypeError:
-        return pa.array(values, pa.binary())
-    ends = np.zeros(len(values) + 1, np.int64)
-    np.cumsum(np.fromiter(map(len, values), np.int64, len(values)), out=ends[1:])  # type: ignore[arg-type]
-    if len(joined) > _MOST_BYTES:
-        return pa.array(values, pa.binary())
-    buffers = [None, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(joined)]
-    return pa.Array.from_buffers(pa.binary(), len(values), buffers)
-
-
-def _headers(headers: list[list[tuple[str, bytes | None]] | None]) -> pa.Array:
-    """Built column by column: dictionaries would take longer than all other columns together."""
-    if not any(headers):
-        return pa.nulls(len(headers), _HEADERS)
-    ends, names, values = [0], [], []
-    for pairs in headers:
-        for name, value in pairs or ():
-            names.append(name)
-            values.append(value)
-        ends.append(len(names))
-    return pa.ListArray.from_arrays(
-        pa.array(ends, pa.int32()),
-        pa.StructArray.from_arrays(
-            [pa.array(names, pa.string()), pa.array(values, pa.binary())],
-            fields=list(_HEADERS.value_type),
-        ),
-        type=_HEADERS,
-        mask=pa.array([pairs is None for pairs in headers]),
-    )

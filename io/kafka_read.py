@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.pvalue import TaggedOutput
@@ -13,12 +14,12 @@ from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Duration, Timestamp
 
 from velocity.io.kafka_commits import COMMITS, Commits, Group
-from velocity.io.kafka_consumer import Messages, OffsetsLost, PartitionGone, to_arrow
+from velocity.io.kafka_consumer import OffsetsLost, PartitionGone
 from velocity.io.kafka_metrics import metrics_of
 from velocity.io.kafka_offsets import UNBOUNDED, OffsetRestrictions, Partition
 from velocity.io.kafka_readers import READERS, PartitionReader, Readers
 from velocity.io.metrics import counter
-from velocity.io.records import with_watermarks
+from velocity.io.records import MESSAGES, with_watermarks
 from velocity.io.watermark import ForwardWatermarkProvider, watermarks
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _LOG: Final = logging.getLogger(__name__)
 
+_NONE: Final = pa.RecordBatch.from_pylist([], schema=MESSAGES)
 _POLL_EVERY: Final = Duration(micros=200_000)
 
 _TRACKER: Final = beam.DoFn.RestrictionParam(OffsetRestrictions())
@@ -82,15 +84,16 @@ class Read(beam.DoFn):
                     tracker.defer_remainder(_POLL_EVERY if starved else None)
                     break
                 messages = self._poll(element, reader, stop)
-                starved = not messages
+                starved = not messages.num_rows
                 # up to the position, for offsets that no message has (compacted, or taken by a
                 # transaction's end) are read too
                 upto = min(reader.position, stop)
                 while upto > read_to and not tracker.try_claim(upto - 1):
                     upto = tracker.current_restriction().stop  # it was split after the poll
                 read_to = max(read_to, upto)
-                if owned := _before(messages, upto):
-                    read += len(owned)
+                owned = _before(messages, upto)
+                if owned.num_rows:
+                    read += owned.num_rows
                     yield from self._put_out(element, owned, reader, watermark, readers.now())
                 if not bounded:
                     idle_as_of = reader.idle_as_of(self._idle_after)
@@ -117,7 +120,7 @@ class Read(beam.DoFn):
             if durable:
                 finalizer.register(durable)
 
-    def _poll(self, element: Partition, reader: PartitionReader, stop: int) -> Messages:
+    def _poll(self, element: Partition, reader: PartitionReader, stop: int) -> pa.RecordBatch:
         place = {"topic": element.topic, "partition": element.partition}
         try:
             return reader.poll(min(self._batch_size, stop - reader.position))
@@ -134,22 +137,21 @@ class Read(beam.DoFn):
             _LOG.warning("%s. The read of this partition ends", error, extra=place)
             self._lost.inc(reader.lag() or 0)
             reader.position = stop
-        return []
+        return _NONE
 
     def _put_out(
         self,
         element: Partition,
-        messages: Messages,
+        batch: pa.RecordBatch,
         reader: PartitionReader,
         watermark: Any,
         now: Timestamp,
     ) -> Iterator[Any]:
-        batch = to_arrow(element, messages)
         metrics = metrics_of(element.topic, element.partition)
         size = pc.sum(pc.binary_length(batch["value"]), min_count=0).as_py()
-        self._messages.inc(len(messages))
+        self._messages.inc(batch.num_rows)
         self._bytes.inc(size)
-        metrics.read(len(messages), size)
+        metrics.read(batch.num_rows, size)
         rows, times = batch, batch["timestamp"]
         if self._decoder:
             rows, dead = self._decoder.decode(batch)
@@ -197,10 +199,11 @@ class ReadUnbounded(Read):
         yield from self.read_bundle(element, tracker, watermark, finalizer)
 
 
-def _before(messages: Messages, stop: int) -> Messages:
-    if not messages or messages[-1].offset() < stop:
+def _before(messages: pa.RecordBatch, stop: int) -> pa.RecordBatch:
+    offsets = messages["offset"]
+    if not len(offsets) or offsets[-1].as_py() < stop:
         return messages
-    return [message for message in messages if message.offset() < stop]
+    return messages[: int(np.searchsorted(offsets.to_numpy(), stop))]
 
 
 def _timestamp(time: pa.Scalar) -> Timestamp:

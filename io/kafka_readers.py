@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import ClassVar, Final
 
+import pyarrow as pa
 from apache_beam.utils.timestamp import Timestamp
 from confluent_kafka import (
     Consumer,
@@ -14,14 +15,9 @@ from confluent_kafka import (
     TopicPartition,
 )
 
+from velocity.io.kafka_batches import batches_of, open_for_batches
 from velocity.io.kafka_config import KafkaConfig
-from velocity.io.kafka_consumer import (
-    KafkaReadError,
-    Messages,
-    PartitionGone,
-    offsets_lost,
-    open_consumer,
-)
+from velocity.io.kafka_consumer import KafkaReadError, PartitionGone, offsets_lost
 
 _LOG: Final = logging.getLogger(__name__)
 _END_WITHIN: Final = 1.0
@@ -60,7 +56,8 @@ class PartitionReader:
         self._config, self._where = config, where
         self._clock, self._now = clock, now
         self._consumer = open(config)
-        self._consumer.assign([where])
+        self._batches = batches_of(self._consumer, where.topic, where.partition)
+        self._batches.start_at(where.offset)
         self._row_at = self._heard_at = clock()
         self._told_at = float("-inf")
         self._end: tuple[Timestamp, int] | None = None
@@ -74,40 +71,32 @@ class PartitionReader:
         return at == (config, topic, partition, position)
 
     def close(self) -> None:
+        self._batches.close()
         self._consumer.close()
 
-    def poll(self, most: int) -> Messages:
-        """The next messages, at most so many; none where there are none for now.
+    def poll(self, most: int) -> pa.RecordBatch:
+        """The next messages (``MESSAGES``), at most so many; none where there are none for now.
 
         Raises ``OffsetsLost``, ``PartitionGone`` and, for all else, ``KafkaReadError``; what came
         before the failure is given first.
         """
         if self._failure is not None:
             raise self._error_of(self._failure)
-        messages: Messages = []
-        consumed: Messages = self._consumer.consume(most, timeout=0.2)
-        for message in consumed:
-            error = message.error()
-            if error is None:
-                messages.append(message)
-                self.position = message.offset() + 1
-            elif error.code() == KafkaError._PARTITION_EOF:
-                self.position = max(self.position, message.offset())
-            elif messages:
-                self._failure = error
-                break
-            else:
-                raise self._error_of(error)
-        if consumed:
+        batch, position, failure, heard = self._batches.poll(most)
+        self.position = max(self.position, position)
+        if failure is not None and not batch.num_rows:
+            raise self._error_of(failure)
+        self._failure = failure
+        if heard:
             self._heard_at = self._clock()
         self.positions[self._where.topic, self._where.partition] = self.position
-        return messages
+        return batch
 
     def skip_to(self, offset: int) -> None:
         """Goes on at a later offset than the one that would come next."""
         self._failure = None
         self.position = offset
-        self._consumer.assign([TopicPartition(self._where.topic, self._where.partition, offset)])
+        self._batches.start_at(offset)
 
     def _note_gone(self, error: KafkaError) -> None:
         """A consumer says nothing of a topic that has been deleted: the next poll does."""
@@ -216,7 +205,7 @@ class Readers:
 
     def __init__(
         self,
-        open: Callable[[KafkaConfig], Consumer] = open_consumer,
+        open: Callable[[KafkaConfig], Consumer] = open_for_batches,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], Timestamp] = Timestamp.now,
         sweep_every: float | None = None,

@@ -28,19 +28,23 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.kafka_ways import way
 from velocity.io.kafka import ReadFromKafka
 from velocity.io.kafka_commits import Commits
 from velocity.io.kafka_config import KafkaConfig
 from velocity.io.kafka_consumer import KafkaReadError, OffsetsLost, PartitionGone
 from velocity.io.kafka_offsets import UNBOUNDED, OffsetTracker, Partition
+from velocity.io.kafka_partitions import Wanted
 from velocity.io.kafka_read import Read
 from velocity.io.kafka_readers import Readers
+from velocity.io.records import watermarks_of
 from velocity.io.watermark import ForwardWatermark
 from velocity.runners.embedded import EmbeddedKafka
 from velocity.transforms.decode import JsonDecoder
 from velocity.transforms.fields import Field
 
 embedded = pytest.mark.embedded
+_ = way  # a fixture
 
 CONFIG = KafkaConfig("127.0.0.1:9")
 START = 1_767_225_600
@@ -713,6 +717,28 @@ def test_a_bounded_read_never_follows_the_clock() -> None:
     assert bundle.watermark == MIN_TIMESTAMP
 
 
+@settings(max_examples=25)
+@given(st.lists(st.integers(-500, 0), min_size=1, max_size=12))
+def test_a_bounded_read_finds_the_same_rows_late_as_one_without_end(seconds: list[int]) -> None:
+    partition = FakePartition().holds(*map(event, seconds), every=400_000)  # millions of offsets
+
+    def before_each_row(bundles: list[Bundle]) -> list[datetime | None]:
+        batches = [batch for bundle in bundles for _, batch in bundle.rows]
+        return [at for batch in batches for at in watermarks_of(batch).to_pylist()]
+
+    reads = Reading(partition, decoding)
+    bundles = [reads.bundle()]
+    while bundles[-1].rows:
+        bundles.append(reads.after(bundles[-1]))
+    bounded = reading(decoder=DECODER, disorder=DISORDER, stop="latest", batch_size=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Wanted, "first", lambda _: [Partition("orders", 0, 0, partition.end)])
+        pieces = list(bounded._list_partitions().fn.process(None))
+    read = [Reading(partition, bounded).bundle(start, stop) for _, _, start, stop in pieces]
+    assert before_each_row(read) == before_each_row(bundles)
+    assert len(before_each_row(read)) == len(seconds)
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -764,7 +790,7 @@ TWO = [RUNNER, "--direct_num_workers=2", "--direct_running_mode=multi_threading"
 
 
 @pytest.fixture
-def kafka() -> Iterator[EmbeddedKafka]:
+def kafka(way: str) -> Iterator[EmbeddedKafka]:
     with EmbeddedKafka({"orders": 4, "claims": 2, "empty": 3}) as kafka:
         yield kafka
 

@@ -13,26 +13,30 @@ from typing import Any, cast
 
 import pytest
 from apache_beam.utils.timestamp import Timestamp
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
-from hypothesis import given
-from hypothesis import strategies as st
+from confluent_kafka import (
+    TIMESTAMP_NOT_AVAILABLE,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Producer,
+    TopicPartition,
+)
 
+from tests.kafka_ways import way
 from velocity.io.kafka_config import KafkaConfig
 from velocity.io.kafka_consumer import (
     KafkaReadError,
     OffsetsLost,
     PartitionGone,
-    _binary,
     offsets_to_read,
     open_consumer,
-    to_arrow,
 )
-from velocity.io.kafka_offsets import UNBOUNDED, Partition
+from velocity.io.kafka_offsets import UNBOUNDED
 from velocity.io.kafka_readers import PartitionReader, Readers
-from velocity.io.records import MESSAGES
 from velocity.runners.embedded import EmbeddedKafka
 
 pytestmark = pytest.mark.embedded
+_ = way  # a fixture
 
 CONFIG = KafkaConfig("127.0.0.1:9")
 T = Timestamp
@@ -62,6 +66,14 @@ class FakeMessage:
 
     def error(self) -> KafkaError | None:
         return None if self._error is None else KafkaError(self._error)
+
+    def timestamp(self) -> tuple[int, int]:
+        return TIMESTAMP_NOT_AVAILABLE, -1
+
+    def key(self) -> None:
+        return None
+
+    value = headers = key
 
 
 def end(offset: int) -> FakeMessage:
@@ -126,7 +138,7 @@ def pool() -> Pool:
 def test_a_reader_given_back_is_taken_again_at_its_position(pool: Pool) -> None:
     reader = pool.take(0)
     pool.opened[0].coming = [FakeMessage(0), FakeMessage(1)]
-    assert len(reader.poll(10)) == 2
+    assert reader.poll(10).num_rows == 2
     pool.readers.give_back(reader)
     assert pool.take(2) is reader
 
@@ -187,7 +199,7 @@ def test_closing_the_pool_closes_what_is_kept_and_leaves_what_is_in_use(pool: Po
 def test_offsets_without_a_message_at_the_end_move_the_position(pool: Pool) -> None:
     reader = pool.take(0)
     pool.opened[0].coming = [FakeMessage(3), end(7)]
-    assert [message.offset() for message in reader.poll(10)] == [3]
+    assert reader.poll(10)["offset"].to_pylist() == [3]
     assert reader.position == 7
 
 
@@ -291,7 +303,7 @@ def test_an_error_in_place_of_a_message_names_where_and_the_remedy(pool: Pool) -
     with pytest.raises(KafkaReadError, match=r"'orders' partition 0 at offset 42: .*'earliest'"):
         reader.poll(10)
     pool.opened[0].coming = [FakeMessage(42), FakeMessage(43, KafkaError._BAD_MSG)]
-    assert len(reader.poll(10)) == 1, "what came before it is given first"
+    assert reader.poll(10).num_rows == 1, "what came before it is given first"
     with pytest.raises(KafkaReadError, match=r"at offset 43: .*; see the broker's log"):
         reader.poll(10)
 
@@ -444,15 +456,15 @@ def test_an_option_that_is_refused_is_told_without_its_value(options: dict[str, 
 
 
 @pytest.fixture
-def kafka() -> Iterator[EmbeddedKafka]:
+def kafka(way: str) -> Iterator[EmbeddedKafka]:
     with EmbeddedKafka({"orders": 1}) as kafka:
         yield kafka
 
 
-def polled(reader: PartitionReader, count: int) -> list[Any]:
-    messages: list[Any] = []
+def polled(reader: PartitionReader, count: int) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
     for _ in range(100):
-        messages += reader.poll(1000)
+        messages += reader.poll(1000).to_pylist()
         if len(messages) >= count:
             return messages
     raise AssertionError(f"{len(messages)} of {count} messages came")
@@ -476,53 +488,6 @@ def test_a_callback_that_can_not_be_imported_is_named_with_the_remedy(place: str
         config.client()
 
 
-def test_arrow_holds_all_that_a_message_has(kafka: EmbeddedKafka) -> None:
-    config = KafkaConfig(kafka.bootstrap_servers)
-    producer = Producer(config.client())
-    at = 1_767_225_600_123
-    sent: list[dict[str, Any]] = [
-        {"value": b"v", "key": b"k", "headers": [("a", b"1"), ("a", b"2"), ("b", None)]},
-        {"value": None, "key": b"deleted"},
-        {"value": b"", "key": b""},
-        {"value": os.urandom(900_000), "headers": [("é", b"\xff")]},
-    ]
-    for message in sent:
-        producer.produce("orders", partition=0, timestamp=at, **message)
-    assert producer.flush(10) == 0
-    readers = Readers()
-    reader = readers.take(config, "orders", 0, 0)
-    with closing(reader):
-        batch = to_arrow(Partition("orders", 0, 0, 9), polled(reader, len(sent)))
-    batch.validate(full=True)
-    assert batch.schema == MESSAGES
-    assert batch.to_pylist() == [
-        {
-            "topic": "orders",
-            "partition": 0,
-            "offset": offset,
-            "timestamp": datetime(2026, 1, 1, 0, 0, 0, 123_000, tzinfo=UTC),
-            "key": message.get("key"),
-            "value": message["value"],
-            "headers": [{"name": n, "value": v} for n, v in message["headers"]]
-            if "headers" in message
-            else None,
-        }
-        for offset, message in enumerate(sent)
-    ]
-
-
-@given(st.lists(st.binary(max_size=4)) | st.lists(st.none() | st.binary(max_size=4)))
-def test_bytes_in_arrow_are_those_that_were_given(values: list[bytes | None]) -> None:
-    column = _binary(values)
-    column.validate(full=True)
-    assert column.to_pylist() == values
-
-
-def test_no_messages_make_an_empty_batch() -> None:
-    empty = to_arrow(Partition("orders", 0, 0, 9), [])
-    assert (empty.schema, empty.num_rows) == (MESSAGES, 0)
-
-
 def test_an_offset_that_the_broker_has_forgotten_fails_the_read(kafka: EmbeddedKafka) -> None:
     config = KafkaConfig(kafka.bootstrap_servers)
     producer = Producer(config.client(message_max_bytes=4_000_000))
@@ -542,7 +507,7 @@ def test_an_offset_that_the_broker_has_forgotten_fails_the_read(kafka: EmbeddedK
             list(offsets_to_read(consumer, config, "orders", {("orders", 0): 0}, None))
 
 
-def test_a_partition_is_read_on_from_its_new_leader() -> None:
+def test_a_partition_is_read_on_from_its_new_leader(way: str) -> None:
     with EmbeddedKafka({"orders": 1}, brokers=3) as kafka:
         config = KafkaConfig(kafka.bootstrap_servers)
         producer, read = Producer(config.client()), list[bytes]()
@@ -551,7 +516,7 @@ def test_a_partition_is_read_on_from_its_new_leader() -> None:
                 kafka.lead("orders", 0, leader)
                 producer.produce("orders", b"led by %d" % leader, partition=0)
                 assert producer.flush(60) == 0
-                read += [message.value() for message in polled(reader, 1)]
+                read += [message["value"] for message in polled(reader, 1)]
     assert read == [b"led by 2", b"led by 3", b"led by 1"]
 
 
