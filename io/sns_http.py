@@ -185,6 +185,8 @@ class SnsServer(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = -1  # head and body leave in one packet
     server: SnsServer
 
     def do_POST(self) -> None:
@@ -220,6 +222,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         self.end_headers()
         self.wfile.write(body)
+        self.wfile.flush()
         self.server.answered(self.connection)
 
     def log_message(self, format: str, *args: object) -> None:

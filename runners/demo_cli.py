@@ -20,7 +20,9 @@ def add_demo_commands(app: typer.Typer) -> None:
         epilog="Examples: velocity simulate --events 1000000 · velocity simulate --rate 500 --domain"
         f" pharmacy_delivery --bootstrap-servers 127.0.0.1:19092. {EXIT_CODES}"
     )(simulate)
-    app.command(epilog=f"Example: velocity demo --events 1000000. {EXIT_CODES}")(demo)
+    app.command(
+        epilog=f"Examples: velocity demo --events 1000000 · velocity demo --all. {EXIT_CODES}"
+    )(demo)
 
 
 def simulate(
@@ -134,13 +136,23 @@ def simulate(
 
 def demo(
     ctx: typer.Context,
-    events: Annotated[int, typer.Option(min=1, help="Simulated events.")] = 200_000,
+    all_: Annotated[
+        bool,
+        typer.Option(
+            "--all",
+            help="The whole system: SNS envelopes over HTTP, enrichment, four domains, transactions.",
+        ),
+    ] = False,
+    events: Annotated[
+        int | None,
+        typer.Option(min=1, help="Simulated events.", show_default="200000, and 10000 with --all"),
+    ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same events.")] = 1,
     folder: Annotated[
         Path, typer.Option(help="For documents and dead letters; replaced if it is a demo's.")
     ] = Path("demo"),
 ) -> None:
-    """Run the main job over simulated events, and check each document by recomputation.
+    """Run the main job, or all, over simulated events, and check each document by recomputation.
 
     Needs nothing but Python: Kafka and the REST service are embedded, documents go into SQLite.
     """
@@ -149,9 +161,18 @@ def demo(
             f"{folder} holds other things than a demo's; name another", param_hint="--folder"
         )
 
+    if all_:
+        from velocity.runners.whole import demo_all
+
+        number = events or 10_000
+        raise typer.Exit(
+            injected(ctx, "demo_all", demo_all)(events=number, seed=seed, folder=folder)
+        )
+
     from velocity.runners.demo import demo as usual
 
-    raise typer.Exit(injected(ctx, "demo", usual)(events=events, seed=seed, folder=folder))
+    number = events or 200_000
+    raise typer.Exit(injected(ctx, "demo", usual)(events=number, seed=seed, folder=folder))
 
 
 def _may_replace(folder: Path) -> bool:

@@ -353,6 +353,13 @@ def test_the_demo_is_run_as_told(tmp_path: Path) -> None:
     assert demo.called == [((), {"events": 9, "seed": 8, "folder": tmp_path})]
 
 
+def test_the_demo_of_all_is_run_as_told(tmp_path: Path) -> None:
+    demo_all = Doer(1)
+    result = velocity("demo", "--all", "--folder", tmp_path, demo_all=demo_all)
+    assert result.exit_code == 1
+    assert demo_all.called == [((), {"events": 10_000, "seed": 1, "folder": tmp_path})]
+
+
 def test_the_demo_replaces_no_folder_but_its_own(tmp_path: Path) -> None:
     demo = Doer()
     (tmp_path / "documents.db").touch()
