@@ -26,6 +26,11 @@ _REDSHIFT: Final[Mapping[pa.DataType, str]] = {
 }
 
 
+def _called(kind: pa.DataType, names: Mapping[pa.DataType, str]) -> str:
+    decimal = pa.types.is_decimal(kind)
+    return f"decimal({kind.precision},{kind.scale})" if decimal else names[kind]
+
+
 def columns_of(schema: pa.Schema) -> list[tuple[str, pa.DataType]]:
     """The columns of enriched files, given the schema of the rows."""
     own = [(c.name, c.type) for c in schema if c.name != MESSAGE]
@@ -38,7 +43,9 @@ def athena(schema: pa.Schema, path: str, job: str, *, table: str, database: str 
     Source: Amazon Athena's guide, "CREATE TABLE" and "Partition projection". Files may overlap
     after a retry, so queries go to the view.
     """
-    columns = ",\n".join(f"  `{name}` {_ATHENA[kind]}" for name, kind in columns_of(schema))
+    columns = ",\n".join(
+        f"  `{name}` {_called(kind, _ATHENA)}" for name, kind in columns_of(schema)
+    )
     folder = folder_of(path, Kind.ENRICHED, job)
     properties = {
         "projection.enabled": "true",
@@ -79,7 +86,9 @@ def redshift(
     "ALTER TABLE ADD PARTITION" and "COPY from columnar data formats".
     """
     folder = folder_of(path, Kind.ENRICHED, job)
-    columns = ",\n".join(f'  "{name}" {_REDSHIFT[kind]}' for name, kind in columns_of(schema))
+    columns = ",\n".join(
+        f'  "{name}" {_called(kind, _REDSHIFT)}' for name, kind in columns_of(schema)
+    )
     external = (
         f'CREATE EXTERNAL TABLE "{database}"."{table}_files" (\n{columns}\n)\n'
         'PARTITIONED BY ("date" varchar(10), "hour" varchar(2))\n'

@@ -192,6 +192,8 @@ def _cell(cell: str, type_: str) -> str:
     plain = cell.strip()
     if type_ in ("int64", "double", "timestamp_ms") and _NUMBER.fullmatch(plain):
         return plain
+    if type_.startswith("decimal"):
+        return json.dumps(plain)
     if type_ == "bool" and plain.lower() in ("true", "false"):
         return plain.lower()
     return json.dumps(cell, ensure_ascii=False)

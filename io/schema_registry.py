@@ -225,5 +225,5 @@ def _plain(value: Any) -> Any:
         case bytes():
             return b64encode(value).decode()
         case Decimal() if value.is_finite():
-            return float(value)
+            return orjson.Fragment(f"{value:f}")
     raise TypeError(f"no field can hold a {type(value).__name__}")

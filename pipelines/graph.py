@@ -202,7 +202,7 @@ class Graph:
             if self.job.source.event_time in spec.fields:
                 raise ValueError("the event time decides the windows; leave it out")
             secret = self._optional(spec.hash_with, "sensitive", "hash_with")
-            return Sensitive(tuple(spec.fields), secret or "")
+            return Sensitive(tuple(spec.fields), secret or "", self.decoder.fields)
 
     @cached_property
     def protect(self) -> Protect | None:

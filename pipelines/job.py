@@ -23,6 +23,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from velocity.transforms.days import zone_named
+from velocity.transforms.fields import arrow_type
 
 _UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION = re.compile(r"(-?)((?:\d+(?:ms|s|m|h|d))+)")
@@ -98,8 +99,23 @@ LAST_GENERATION: Final = 32_767
 Name = Annotated[str, Field(pattern=NAME, max_length=64)]
 Column = Annotated[str, Field(pattern=COLUMN, max_length=128)]
 Expression = Annotated[str, Field(min_length=1)]
-Type = Literal["string", "int64", "double", "bool", "timestamp"]
-FieldType = Literal["string", "int64", "double", "bool", "timestamp", "timestamp_ms"]
+
+
+def _decimal(name: str) -> str:
+    if not name.startswith("decimal"):
+        raise PydanticCustomError("decimal_type", "decimal(18, 2) is wanted")
+    arrow_type(name)
+    return name
+
+
+Decimal = Annotated[
+    str,
+    AfterValidator(_decimal),
+    WithJsonSchema({"type": "string", "pattern": r"^decimal\([0-9]{1,2}, *[0-9]{1,2}\)$"}),
+]
+"""``decimal(18, 2)``."""
+Type = Literal["string", "int64", "double", "bool", "timestamp"] | Decimal
+FieldType = Literal["string", "int64", "double", "bool", "timestamp", "timestamp_ms"] | Decimal
 
 
 def _or_null(*choices: str) -> Any:
@@ -145,7 +161,8 @@ class FieldSpec(Shorthand):
     """A field of the events. Short: its type alone."""
 
     type: FieldType = Field(
-        description="`timestamp` is a string of RFC 3339, `timestamp_ms` epoch milliseconds."
+        description="`timestamp` is a string of RFC 3339, `timestamp_ms` epoch milliseconds, "
+        "`decimal(18, 2)` a number or a string of up to 18 digits, 2 of them after the point, exact."
     )
     required: bool = Field(
         False, description="Whether an event without it goes to the dead letters."

@@ -341,6 +341,7 @@ _PATTERNS: Final = {
 }
 _WANTED: Final = {
     "string_type": "text",
+    "decimal_type": "decimal(18, 2)",
     "int_type": "a whole number",
     "int_parsing": "a whole number",
     "int_parsing_size": "a smaller number",

@@ -7,10 +7,12 @@ expressions, and is what every run, on any runner and after any crash, must equa
 import hmac
 import json
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import Context, Decimal, InvalidOperation
 from fractions import Fraction
 from itertools import islice, pairwise
 from typing import Any, Final, NamedTuple
@@ -24,7 +26,7 @@ from velocity.io.records import TIMESTAMP, rfc3339
 from velocity.pipelines.job import DeduplicateSpec, EnrichmentSpec, Job, MetricSpec, TransactionSpec
 from velocity.pipelines.recompute_transactions import facts
 from velocity.transforms.aggregates import Call, Value
-from velocity.transforms.fields import TYPES
+from velocity.transforms.fields import arrow_type
 from velocity.transforms.metrics import document_id
 from velocity.transforms.sketches import Distinct, Percentile
 from velocity.transforms.tallies import Top
@@ -36,6 +38,7 @@ _POSITION: Final = "_position"
 Find = Callable[[str], Mapping[str, Any] | None]
 """What a service knows of a key; None if nothing."""
 
+_MANY_DIGITS: Final = Context(prec=1_000)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND: Final = timedelta(milliseconds=1)
 _END_OF_TIME: Final = (datetime(9999, 12, 31, 23, 59, 59, 999_000, UTC) - _EPOCH) // _MILLISECOND
@@ -76,6 +79,18 @@ class ExpectedDocument:
     events: int
 
 
+def _parsed(value: bytes) -> Any:
+    """Of JSON; numbers with a point or an exponent as they are written."""
+    return json.loads(value.decode(), parse_float=_number)
+
+
+def _number(text: str) -> Decimal | float:
+    try:
+        return Decimal(text)
+    except InvalidOperation:  # an exponent of more than 18 digits
+        return float(text)
+
+
 class Recomputed(NamedTuple):
     """What must come of a job's messages."""
 
@@ -89,7 +104,7 @@ def recompute(
     job: Job,
     messages: Iterable[Message],
     services: Mapping[str, Find],
-    parse: Callable[[bytes], Any] = lambda value: json.loads(value.decode()),
+    parse: Callable[[bytes], Any] = _parsed,
     *,
     secret: str = "",
 ) -> dict[str, ExpectedDocument]:
@@ -105,7 +120,7 @@ def recompute_all(
     job: Job,
     messages: Iterable[Message],
     services: Mapping[str, Find],
-    parse: Callable[[bytes], Any] = lambda value: json.loads(value.decode()),
+    parse: Callable[[bytes], Any] = _parsed,
     *,
     secret: str = "",
 ) -> Recomputed:
@@ -128,7 +143,7 @@ def recompute_all(
         table = _enriched(table, spec, services[spec.name])
     for name in job.sensitive.fields if job.sensitive else ():
         hashed = [
-            None if value is None else hmac.digest(secret.encode(), str(value).encode(), "sha256")
+            None if value is None else hmac.digest(secret.encode(), _text(value).encode(), "sha256")
             for value in table[name].to_pylist()
         ]
         at = table.schema.get_field_index(name)
@@ -243,7 +258,7 @@ def _decode(job: Job, message: Message, parse: Callable[[bytes], Any]) -> dict[s
     try:
         event = parse(message.value)
         if job.source.format == "sns" and isinstance(event, dict) and "TopicArn" in event:
-            event = json.loads(event["Message"]) if event["Type"] == "Notification" else None
+            event = _parsed(event["Message"].encode()) if event["Type"] == "Notification" else None
     except (KeyError, TypeError, ValueError):
         return None
     if not isinstance(event, dict):
@@ -258,6 +273,14 @@ def _decode(job: Job, message: Message, parse: Callable[[bytes], Any]) -> dict[s
             try:
                 value = _millis(value)
             except ValueError:
+                return None
+        elif spec.type.startswith("decimal"):
+            value = _decimal(value, spec.type)
+            if value is None:
+                return None
+        elif isinstance(value, Decimal):  # a number with a point or an exponent
+            value = float(value)
+            if not _is(value, spec.type):
                 return None
         elif not _is(value, spec.type):
             return None
@@ -285,6 +308,29 @@ def _is(value: Any, type_: str) -> bool:
     return type(value) is int and -(2**63) <= value < 2**63 and type_ != "timestamp"
 
 
+def _decimal(value: Any, type_: str) -> Decimal | None:
+    """A number, or the text of one, if the type holds it with all of its digits."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
+        return None
+    text = value if isinstance(value, str) else str(value)
+    if isinstance(value, str) and not set(value) <= set("0123456789+-.eE"):
+        return None  # Python would take 1_000, NaN and other alphabets' digits
+    try:
+        exact = Decimal(text)
+        fitted = exact.quantize(Decimal(1).scaleb(-arrow_type(type_).scale), context=_MANY_DIGITS)
+    except InvalidOperation:
+        return None
+    written = re.split("[eE]", text)
+    wide = len(written[0].lstrip("+-0").replace(".", "")) > 38
+    far = len(written) > 1 and abs(int(written[1])) > 38
+    precision = arrow_type(type_).precision
+    fits = (
+        fitted == exact
+        and abs(fitted.scaleb(arrow_type(type_).scale, _MANY_DIGITS)) < 10**precision
+    )
+    return fitted if fits and not wide and not far else None
+
+
 def _enriched(table: pa.Table, spec: EnrichmentSpec, find: Find) -> pa.Table:
     """A key of several columns is found by its parts, with U+001F between."""
     parts = zip(*(table[key].to_pylist() for key in spec.keys), strict=True)
@@ -306,13 +352,16 @@ def _enriched(table: pa.Table, spec: EnrichmentSpec, find: Find) -> pa.Table:
         if added.type == "timestamp":
             found = {key: _millis(value) for key, value in found.items()}
         values = [None if key is None else found[key] for key in keys]
-        table = table.append_column(column, pa.array(values, TYPES[added.type]))
+        table = table.append_column(column, pa.array(values, arrow_type(added.type)))
     return table
 
 
 def _table(rows: Sequence[Mapping[str, Any]], types: Mapping[str, str]) -> pa.Table:
     return pa.table(
-        {name: pa.array([row[name] for row in rows], TYPES[type_]) for name, type_ in types.items()}
+        {
+            name: pa.array([row[name] for row in rows], arrow_type(type_))
+            for name, type_ in types.items()
+        }
     )
 
 
@@ -350,7 +399,8 @@ def _documents(
     for group, position in _assign(metric, times, keys):
         groups[group].append(position)
     documents = {}
-    for (key, start, end), positions in groups.items():
+    for (values_of_key, start, end), positions in groups.items():
+        key = [_json(value) for value in values_of_key]
         instants = [times[i] for i in positions]
         arguments = iter([column[i] for i in positions] for column in rest[len(metric.by) :])
         values = {
@@ -359,7 +409,7 @@ def _documents(
         }
         gap = metric.window.session
         slot = start - start % (gap // _MILLISECOND) if gap else start
-        id_ = document_id(job.job, metric.name, slot, list(key))
+        id_ = document_id(job.job, metric.name, slot, key)
         documents[id_] = ExpectedDocument(
             metric.name,
             rfc3339(start),
@@ -448,10 +498,10 @@ def _value(value: Value, arguments: Sequence[Sequence[Any]], times: Sequence[int
     ]
     if len(parts) == 1:
         return parts[0]
-    over, under = (part.value for part in parts)
+    over, under = (None if part.value is None else Fraction(part.value) for part in parts)
     if over is None or not under:
         return Expected(None)
-    ratio = float(Fraction(over) / Fraction(under))
+    ratio = float(over / under)
     error = sum(part.tolerance / abs(part.value) for part in parts if part.tolerance)
     return Expected(ratio, abs(ratio) * error * 1.1)
 
@@ -483,6 +533,11 @@ def _aggregate(call: Call, given: Sequence[tuple[int, Any]]) -> Expected:
     match call.function:
         case "sum":
             total = sum(map(Fraction, values))
+            if isinstance(values[0], Decimal):
+                places = values[0].as_tuple().exponent
+                assert isinstance(places, int)
+                units = Decimal(int(total / Fraction(10) ** places))
+                return Expected(_json(units.scaleb(places, _MANY_DIGITS)))
             return Expected(int(total) if isinstance(values[0], int) else float(total))
         case "mean":
             return Expected(float(sum(map(Fraction, values)) / len(values)))
@@ -510,6 +565,19 @@ def _aggregate(call: Call, given: Sequence[tuple[int, Any]]) -> Expected:
 
 
 def _json(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return rfc3339((value.replace(tzinfo=UTC) - _EPOCH) // _MILLISECOND)
+    match value:
+        case datetime():
+            return rfc3339((value.replace(tzinfo=UTC) - _EPOCH) // _MILLISECOND)
+        case Decimal():
+            return f"{value:f}"
     return value
+
+
+def _text(value: Any) -> str:
+    """What is hashed of a sensitive value."""
+    match value:
+        case datetime():
+            return str((value.replace(tzinfo=UTC) - _EPOCH) // _MILLISECOND)
+        case bool() | Decimal():
+            return str(_json(value)).lower()
+    return str(value)

@@ -58,6 +58,8 @@ dead_letters: {kafka: deliveries.dead-letters}
 ACCEPTED: Final = {
     "event_type = 'order.created' AND amount > 0": "Comparisons; text stands in single quotes.",
     "amount / nullif(distance_km, 0)": "Arithmetic; `/` gives a double, `//` a whole number.",
+    "price * 1.11": "A decimal stays one: nothing is rounded, and what needs more digits than DuckDB "
+    "gives the result is a dead letter. Divided it gives a double.",
     "coalesce(city, 'unknown')": "Null spreads through an expression until it is caught.",
     "CASE WHEN amount >= 250000 THEN 'large' ELSE 'small' END": "A choice.",
     "count_of_items::DOUBLE": "A cast; of a row where it can't be made, the event is a dead letter.",
@@ -90,12 +92,14 @@ EXPRESSION_FIELDS: Final = {
     "count_of_items": "int64",
     "order": "int64",
     "distance_km": "double",
+    "price": "decimal(18, 2)",
 }
 
 AGGREGATES: Final = {
     "count()": "How many events.",
     "count(x)": "How many events where x is not null.",
-    "sum(x)": "The sum of numbers, exact whatever their order; null if there is none.",
+    "sum(x)": "The sum of numbers, exact whatever their order; null if there is none. Of decimals a "
+    "decimal, as text.",
     "mean(x)": "The mean of numbers.",
     "variance(x)": "The sample variance of numbers, exact and rounded once; null if there are fewer "
     "than two.",

@@ -271,7 +271,7 @@ def enriched_already(job: Job) -> Job:
     (['amount', 'city', 'event_time', 'event_type', 'patient_id'], [])
     """
     stored = Graph(job, {}).protected_schema
-    fields = {c.name: FieldSpec(type=_TYPES[c.type]) for c in stored if c.name != MESSAGE}
+    fields = {c.name: FieldSpec(type=_named(c.type)) for c in stored if c.name != MESSAGE}
     by_metrics = used(
         [e for m in job.metrics for e in (m.where, *_arguments(m)) if e],
         [*fields, *job.derive],
@@ -292,6 +292,11 @@ def enriched_already(job: Job) -> Job:
             "derive": derive,
         }
     )
+
+
+def _named(type_: pa.DataType) -> Any:
+    decimal = pa.types.is_decimal(type_)
+    return f"decimal({type_.precision}, {type_.scale})" if decimal else _TYPES[type_]
 
 
 def used(expressions: Sequence[str], columns: Sequence[str]) -> set[str]:

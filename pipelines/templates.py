@@ -213,8 +213,9 @@ def _common(a: Any, b: Any, name: str, first: str, second: str) -> Any:
 
 
 def _dimension(type_: pa.DataType) -> Mapping[str, Any]:
-    """Keys are found by, not counted with: whole numbers among them are words too."""
-    return _KEYWORD if pa.types.is_integer(type_) else _field(type_)
+    """Keys are found by, not counted with: numbers among them are words too."""
+    is_number = pa.types.is_integer(type_) or pa.types.is_decimal(type_)
+    return _KEYWORD if is_number else _field(type_)
 
 
 def _value(value: Value, columns: Mapping[str, pa.DataType]) -> Any:
@@ -236,6 +237,7 @@ _FIELDS: Final = (
     (pa.types.is_boolean, {"type": "boolean"}),
     (pa.types.is_integer, _LONG),
     (pa.types.is_floating, _DOUBLE),
+    (pa.types.is_decimal, _DOUBLE),  # their text is what is kept; a field of 64 bits is found by
     (pa.types.is_timestamp, _DATE),
 )
 

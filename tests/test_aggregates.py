@@ -4,6 +4,7 @@ import itertools
 import math
 import random
 from collections.abc import Sequence
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -31,6 +32,12 @@ FLOATS = st.one_of(
     st.floats(-100, 100).map(lambda x: round(x, 2)),
     st.sampled_from([0.0, -0.0, 5e-324, -5e-324, 1.7976931348623157e308, 2.0**53, 0.1, -0.1]),
 )
+
+
+MONEY = pa.decimal128(38, 2)
+MONIES = st.one_of(
+    st.decimals(-(10**36) + 1, 10**36 - 1, places=2), st.decimals(-9, 9, places=2)
+).map(lambda x: x if x else abs(x))
 
 
 def state(aggregate: Aggregate, values: Sequence[Any], type_: pa.DataType) -> Any:
@@ -91,6 +98,14 @@ CASES: list[tuple[str, Aggregate, pa.DataType, Any]] = [
     ("histogram of floats", Histogram((-1, 0, 0.5)), pa.float64(), FLOATS),
     ("histogram of whole numbers", Histogram((0, 2**62)), pa.int64(), INTS),
     ("percentile of whole numbers", Percentile(99.9, exact=5), pa.int64(), INTS),
+    ("sum of decimals", Sum(scale=2), MONEY, MONIES),
+    ("mean of decimals", Mean(2), MONEY, MONIES),
+    ("stddev of decimals", Variance(True, 2), MONEY, MONIES),
+    ("min of decimals", Extreme("min", scale=2), MONEY, MONIES),
+    ("distinct decimals", Distinct(exact=5), MONEY, MONIES),
+    ("top decimals", Top(2, scale=2), MONEY, MONIES),
+    ("histogram of decimals", Histogram((0, 0.05)), MONEY, MONIES),
+    ("percentile of decimals", Percentile(50, exact=5), MONEY, MONIES),
 ]
 
 
@@ -155,6 +170,19 @@ def test_a_sum_of_whole_numbers_never_overflows(values: list[int]) -> None:
     assert total.result(state(total, values, pa.int64())) == sum(values)
     mean = float(Fraction(sum(values), len(values)))
     assert Mean().result(state(Mean(), values, pa.int64())) == mean
+
+
+@settings(deadline=None)
+@given(st.lists(MONIES, min_size=1, max_size=60))
+@example([Decimal("0.10")] * 10)
+@example([Decimal("9" * 36 + ".99")] * 60)
+@example([Decimal("-" + "9" * 36 + ".99"), Decimal("0.01")])
+def test_a_sum_of_decimals_is_exact_of_any_size(values: list[Decimal]) -> None:
+    total = Sum(scale=2)
+    found = total.result(state(total, values, MONEY))
+    assert isinstance(found, str)
+    assert Fraction(found) == sum(map(Fraction, values))
+    assert len(found.partition(".")[2]) == 2
 
 
 @settings(deadline=None, max_examples=60)

@@ -169,7 +169,7 @@ def test_a_scalar_expression_gives_each_row_its_value(sql: str, expected: list[A
         ("n::UTINYINT", pa.int64()),
         ("n::HUGEINT", pa.int64()),
         ("n::FLOAT", pa.float64()),
-        ("n::DECIMAL(10, 2)", pa.float64()),
+        ("n::DECIMAL(10, 2)", pa.decimal128(10, 2)),
         ("created::DATE", TIMESTAMP),
         ("date_trunc('hour', created)", TIMESTAMP),
         ("created AT TIME ZONE 'Asia/Jakarta'", TIMESTAMP),

@@ -84,7 +84,7 @@ def test_all_problems_are_told_in_the_order_of_their_lines() -> None:
     text = with_("topics: [orders]", "topics: []").replace("int64", "number")
     assert problems(text + "sink: {}\n") == [
         "j:5: source.kafka.topics: empty; at least one is wanted",
-        "j:10: fields.amount: string, int64, double, bool, timestamp or timestamp_ms is wanted",
+        "j:10: fields.amount: string, int64, double, bool, timestamp, timestamp_ms or decimal(18, 2) is wanted",
         "j:32: sink: unknown key; did you mean sinks?",
     ]
 

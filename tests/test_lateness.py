@@ -52,6 +52,10 @@ ALL = {
     "variance": "variance(v)", "stddev": "stddev(v / 7.0)", "first": "first(v)", "last": "last(k)",
     "top": "top(v, 2)", "histogram": "histogram(v, [2, 5.5])", "share": "ratio(sum(v), count())",
     "p50": "percentile(v, 50)", "keys": "distinct(k)", "least": "min(v)", "when": 'max("at")',
+    "money": "sum(d)", "taxed": "sum(d * 1.11)", "dear": "max(d)", "cheap": "min(d)",
+    "newest": "last(d)", "oldest": "first(d)", "prices": "distinct(d)", "often": "top(d, 2)",
+    "mean": "mean(d)", "spread": "stddev(d)", "p90": "percentile(d, 90)",
+    "bands": "histogram(d, [0, 2.5])", "part": "ratio(sum(d), max(d))",
 }  # fmt: skip
 METRICS = [
     metric("fixed", {"fixed": "10s"}),
@@ -62,6 +66,7 @@ METRICS = [
     metric("eager_session", {"session": "4s"}, early="10s"),
     metric("strict_session", {"session": "4s"}),
     metric("all_time", {"global": True}, early="10s"),
+    metric("by_price", {"fixed": "20s"}) | {"by": ["d", "k"]},
     metric("few", {"fixed": "10s"}) | {"where": "v > 5"},
 ]
 
@@ -75,7 +80,7 @@ def job(metrics: Sequence[dict[str, Any]]) -> Job:
                 "event_time": "at",
                 "disorder": "5s",
             },
-            "fields": {"at": "timestamp_ms", "k": "string", "v": "int64"},
+            "fields": {"at": "timestamp_ms", "k": "string", "v": "int64", "d": "decimal(20, 3)"},
             "metrics": list(metrics),
             "sinks": {"sqlite": {"path": "x"}},
             "dead_letters": {"parquet": "x"},
@@ -85,7 +90,9 @@ def job(metrics: Sequence[dict[str, Any]]) -> Job:
 
 def encoded(event: Event) -> bytes:
     at, key, value = event
-    return json.dumps({"at": T0 + at, "k": key, "v": value}).encode()
+    money = f"{value - 4}.{at % 1000:03}"
+    text = f'{{"at": {T0 + at}, "k": "{key}", "v": {value}, "d": {money if at % 2 else json.dumps(money)}}}'
+    return text.encode()
 
 
 @cache
@@ -229,7 +236,8 @@ def test_each_event_is_in_the_documents_or_in_the_dead_letters_of_a_streaming_ru
     partitions: list[list[Event]], steps: list[tuple[int, int]]
 ) -> None:
     of = graph(
-        *("fixed", "patient", "sliding", "session", "eager_session", "all_time", "few", "hour")
+        *("fixed", "patient", "sliding", "session", "eager_session", "all_time", "few", "hour"),
+        "by_price",
     )
     documents, letters = run(of, partitions, steps)
     expected = wanted(of, partitions)

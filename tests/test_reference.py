@@ -23,10 +23,10 @@ from velocity.pipelines.reference import (
 )
 from velocity.transforms.aggregates import FUNCTIONS, Value
 from velocity.transforms.expressions import ExpressionError, Expressions
-from velocity.transforms.fields import TYPES
+from velocity.transforms.fields import arrow_type
 
 DOCS = Path(__file__).parent.parent / "docs"
-COLUMNS = pa.schema([(name, TYPES[type_]) for name, type_ in EXPRESSION_FIELDS.items()])
+COLUMNS = pa.schema([(name, arrow_type(type_)) for name, type_ in EXPRESSION_FIELDS.items()])
 
 
 def objects(tree: Any) -> Iterator[dict[str, Any]]:

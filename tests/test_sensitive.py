@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -24,10 +24,12 @@ from velocity.io.records import (
     Cause,
     Stage,
     dead_letters,
+    messages,
 )
 from velocity.io.sqlite import read_documents
 from velocity.pipelines.directory import directory
 from velocity.pipelines.graph import Graph
+from velocity.pipelines.job import Job
 from velocity.pipelines.jobfile import parse
 from velocity.pipelines.produce import produce
 from velocity.pipelines.recompute import Message, differences, recompute
@@ -36,6 +38,7 @@ from velocity.runners.demo import JOB, services
 from velocity.runners.embedded import DirectoryService, EmbeddedKafka
 from velocity.runners.options import options_for
 from velocity.runners.run import redirect, run
+from velocity.transforms.fields import Field
 from velocity.transforms.sensitive import Sensitive
 
 SECRET = "a secret of the clinic"
@@ -134,6 +137,68 @@ def test_a_number_is_hashed_as_its_text_in_rows_and_letters_alike() -> None:
     (hashed,) = sensitive.rows(rows(*given, kind=pa.int64()))["patient_id"].to_pylist()
     (row,) = sensitive.letters(letters(b'{"patient_id": 7}')).to_pylist()
     assert json.loads(row["value"])["patient_id"] == hashed == sensitive.hashed("7")
+
+
+TYPED = {
+    "string": st.text(st.characters(codec="utf-8"), max_size=5).map(json.dumps),
+    "int64": st.integers(-(2**63), 2**63 - 1).map(str),
+    "bool": st.sampled_from(["true", "false"]),
+    "timestamp": st.sampled_from(
+        [
+            "2026-01-05T07:00:00Z",
+            "2026-01-05T14:00:00+07:00",
+            "2026-01-05 07:00:00.0009",
+            "2026-01-05",
+        ]
+    ).map(json.dumps),
+    "timestamp_ms": st.integers(0, 4 * 10**12).map(str),
+    "decimal(20, 3)": st.sampled_from(
+        ["12.5", '"12.50"', "125e-1", '"+12.500"', "-0.0", "0", '"12345678901234567.125"']
+    ),
+}
+
+
+@pytest.mark.parametrize("type_", TYPED)
+@settings(max_examples=20)
+@given(data=st.data())
+def test_a_value_has_one_hash_in_rows_in_dead_letters_and_in_the_recomputation(
+    type_: str, data: st.DataObject
+) -> None:
+    """However it is written: what is set aside can be counted with what was not."""
+    value = data.draw(TYPED[type_])
+    event = f'{{"at": 1767225600000, "id": {value}}}'.encode()
+    given = {"name": "m", "window": {"fixed": "1h"}, "by": ["id"], "values": {"n": "count()"}}
+    job = Job.model_validate(
+        {
+            "job": "j",
+            "source": {"kafka": {"bootstrap_servers": "x", "topics": ["t"]}, "event_time": "at"},
+            "fields": {"at": "timestamp_ms", "id": type_},
+            "sensitive": {"fields": ["id"], "hash_with": "${S}"},
+            "metrics": [given],
+            "sinks": {"sqlite": {"path": "x"}},
+            "dead_letters": {"parquet": "x"},
+        }
+    )
+    graph = Graph(job, {"S": SECRET})
+    assert graph.sensitive is not None
+    decoded = graph.decoder.decode(messages([event], timestamp=NOW)).rows
+    (hashed,) = graph.sensitive.rows(decoded)["id"].to_pylist()
+    (letter,) = graph.sensitive.letters(letters(event)).to_pylist()
+    (document,) = recompute(job, [Message(event, 1767225600000)], {}, secret=SECRET).values()
+    assert json.loads(letter["value"])["id"] == hashed == document.dimensions["id"]
+
+
+def test_a_value_that_is_not_of_its_type_is_hashed_as_it_is_written() -> None:
+    sensitive = Sensitive(("n",), SECRET, {"n": Field("int64")})
+    (row,) = sensitive.letters(letters(b'{"n": "x7"}')).to_pylist()
+    assert json.loads(row["value"])["n"] == sensitive.hashed("x7")
+
+
+def test_of_an_envelope_of_sns_nothing_is_kept() -> None:
+    """The event is a text in it, with all that is sensitive."""
+    envelope = json.dumps({"TopicArn": "arn", "Message": '{"patient_id": "patient-1"}'}).encode()
+    (row,) = Sensitive(("patient_id",), SECRET).letters(letters(envelope)).to_pylist()
+    assert row["value"] is None
 
 
 def test_without_a_secret_the_column_is_gone_so_that_no_metric_counts_nulls_unknowingly() -> None:

@@ -55,10 +55,10 @@ class Value(NamedTuple):
         """
         if len(self.calls) == 1:
             return results[0]
-        over, under = results
+        over, under = (None if result is None else Fraction(result) for result in results)
         if over is None or not under:
             return None
-        return to_float(Fraction(over) / Fraction(under), 0)
+        return to_float(over / under, 0)
 
 
 class Call(NamedTuple):
@@ -123,7 +123,8 @@ mean, min, percentile, ratio, stddev, sum, top, variance
         ValueError: sum(city) needs numbers; city is of type string
         """
         types = pa.types
-        number = types.is_integer(type_) or types.is_floating(type_) or types.is_decimal(type_)
+        scale: int | None = type_.scale if types.is_decimal(type_) else None
+        number = types.is_integer(type_) or types.is_floating(type_) or scale is not None
         time = types.is_timestamp(type_)
         if self.function in _OF_NUMBERS and not number:
             raise ValueError(
@@ -134,15 +135,15 @@ mean, min, percentile, ratio, stddev, sum, top, variance
             case "count", _:
                 return Count()
             case "sum", _:
-                return Sum(integer=types.is_integer(type_))
+                return Sum(types.is_integer(type_), scale)
             case "mean", _:
-                return Mean()
+                return Mean(scale or 0)
             case ("variance" | "stddev") as which, _:
-                return Variance(root=which == "stddev")
+                return Variance(which == "stddev", scale or 0)
             case ("min" | "max") as which, _ if number or time or types.is_string(type_):
-                return Extreme(which, time)
+                return Extreme(which, time, scale)
             case ("first" | "last") as which, _:
-                return Edge(which, time)
+                return Edge(which, time, scale)
             case "distinct", _:
                 return Distinct()
             case "percentile", float(rank):
@@ -150,7 +151,7 @@ mean, min, percentile, ratio, stddev, sum, top, variance
             case "histogram", tuple(bounds):
                 return Histogram(bounds)
             case "top", int(k) if not types.is_floating(type_):
-                return Top(k, time=time)
+                return Top(k, time=time, scale=scale)
         raise ValueError(f"{self.function}({self.expression}) does not take type {type_}")
 
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from math import isfinite
 from typing import Any, Final, NamedTuple
 
@@ -12,7 +13,8 @@ import jmespath
 import pyarrow as pa
 from jmespath.exceptions import JMESPathError
 
-from velocity.transforms.fields import FIRST_MILLI, LAST_MILLI, TYPES
+from velocity.transforms.decimals import decimal_type, parsed
+from velocity.transforms.fields import FIRST_MILLI, LAST_MILLI, TYPES, arrow_type
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _RFC3339: Final = re.compile(
@@ -37,7 +39,8 @@ _DOTTED: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*"
 class Added:
     """A column to add: where the answer has it, a JMESPath expression, and its type.
 
-    ``type`` is one of ``velocity.transforms.fields.TYPES``; a timestamp must have an offset.
+    ``type`` is one of ``velocity.transforms.fields.TYPES``, or ``decimal(PRECISION, SCALE)``; a
+    timestamp must have an offset.
 
     >>> Added("address.city").value({"address": {"city": "Bandung"}})
     'Bandung'
@@ -56,12 +59,11 @@ class Added:
             raise ValueError(
                 f"path {self.path!r}: give a JMESPath expression such as address.city: {first}"
             ) from None
-        if self.type not in TYPES:
-            raise ValueError(f"type {self.type!r}: give one of {', '.join(TYPES)}")
+        arrow_type(self.type)
 
     @property
     def arrow(self) -> pa.DataType:
-        return TYPES[self.type]
+        return arrow_type(self.type)
 
     def value(self, answer: Mapping[str, Any]) -> Any:
         """Of an answer, as the type's Arrow array takes it; what is absent or null is None.
@@ -91,6 +93,8 @@ class Added:
         Traceback (most recent call last):
         velocity.transforms.answers.NotOfType: a string
         """
+        if decimal := decimal_type(self.type):
+            return _decimal(value, decimal)
         return _CONVERTERS[self.type](value)
 
 
@@ -148,6 +152,20 @@ def _double(value: Any) -> float:
     if not isfinite(number):
         raise NotOfType("a number beyond a double's range")
     return number
+
+
+def _decimal(value: Any, type_: pa.Decimal128Type) -> Decimal:
+    """Of text or a number. What has a fraction was read as a double, which shows 15 digits as they
+    were written, and may show another 16th."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise NotOfType(_name(value))
+    text = value if isinstance(value, str) else repr(value)
+    if isinstance(value, float) and sum(c.isdigit() for c in text.split("e")[0].lstrip("-0.")) > 15:
+        raise NotOfType("a number of more than 15 digits, which is exact as a string only")
+    found = parsed(text, type_)
+    if found is None:
+        raise NotOfType(f"{_name(value)} that it does not hold")
+    return found
 
 
 def _bool(value: Any) -> bool:

@@ -12,6 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from velocity.transforms.decimals import halves
+
 Exact = tuple[int, int]
 """The number m · 2**e as (m, e): a sum in which nothing was rounded."""
 
@@ -19,7 +21,8 @@ Exact = tuple[int, int]
 def limbs(values: pa.Array) -> tuple[list[int], list[pa.Array]]:
     """Whole numbers whose sum, each times two to its exponent, is the value; exact when added up.
 
-    Sums of a column don't overflow: a limb is short enough for as many values as there are.
+    Sums of a column don't overflow: a limb is short enough for as many values as there are. Of
+    decimals they are those of their whole numbers.
     """
     n = len(values)
     nulls = pc.is_null(values).to_numpy(zero_copy_only=False)
@@ -33,6 +36,18 @@ def limbs(values: pa.Array) -> tuple[list[int], list[pa.Array]]:
         if not n or (-(1 << headroom) < whole.min() and whole.max() < 1 << headroom):
             return [0], [column(whole)]
         return [32, 0], [column(whole >> 32), column(whole & 0xFFFF_FFFF)]
+    if pa.types.is_decimal(values.type):
+        upper, lower = (np.where(nulls, 0, half) for half in halves(values))
+        units = lower.view(np.int64)
+        if not n or (
+            np.array_equal(upper, units >> 63)
+            and -(1 << headroom) < units.min()
+            and units.max() < 1 << headroom
+        ):
+            return [0], [column(units)]
+        # The lowest bits of a shifted number are the same, whether it had a sign or not.
+        parts = (upper >> 32, upper & 0xFFFF_FFFF, units >> 32 & 0xFFFF_FFFF, units & 0xFFFF_FFFF)
+        return [96, 64, 32, 0], [column(part) for part in parts]
     rest = pc.fill_null(values, 0.0).to_numpy()
     mantissas, exponents = np.frexp(rest)
     exponents = exponents[mantissas != 0]

@@ -25,6 +25,8 @@ from velocity.io.records import (
 from velocity.transforms.fields import FIRST_MILLI, LAST_MILLI
 
 _local: Final = threading.local()
+_DECIMALS: Final = ("DECIMAL", "NUMERIC", "DEC")
+"""Names of one type."""
 _NOT_FINITE: Final = "not a finite number, or a time beyond the years 1 to 9999"
 
 
@@ -74,9 +76,21 @@ class Expressions:
             except duckdb.Error as error:
                 sql = ", ".join(expressions.values())
                 raise ExpressionError(f"{_first_line(error)} in: {sql}") from error
-            types = [_normal(*pair) for pair in zip(none.schema.types, expressions, strict=True)]
+            types = [
+                _normal(type_, name, exact=self._of_decimals(sql))
+                for type_, (name, sql) in zip(none.schema.types, expressions.items(), strict=True)
+            ]
         self.schema = pa.schema(list(zip(expressions, types, strict=True)))
         """Of the expressions' columns, in their order."""
+
+    def _of_decimals(self, expression: str) -> bool:
+        """Whether a decimal column is in it, or a cast to a decimal."""
+        used = columns_in(expression, self._input.names)
+        return any(pa.types.is_decimal(self._input.field(name).type) for name in used) or any(
+            node.get("type_name", "").upper() in _DECIMALS
+            for node in _nodes(_parse(f"SELECT ({expression}\n)", expression))
+            if node.get("class") == "TYPE"
+        )
 
     def evaluate(self, rows: pa.RecordBatch) -> Evaluated:
         """Evaluates all; a row's failure (a cast that can't be made, a number that is not finite,
@@ -180,9 +194,12 @@ def _query(rows: pa.RecordBatch, sql: str) -> pa.Table:
     return _connection().from_arrow(table).project(sql).to_arrow_table()
 
 
-def _normal(type_: pa.DataType, name: str) -> pa.DataType:
-    """The column type of a job that stands for one of DuckDB's."""
+def _normal(type_: pa.DataType, name: str, *, exact: bool) -> pa.DataType:
+    """The column type of a job that stands for one of DuckDB's. To DuckDB a literal such as 1.5 is a
+    decimal too; one is meant (``exact``) where a column is one, or a cast makes one."""
     types = pa.types
+    if exact and types.is_decimal(type_):
+        return pa.decimal128(type_.precision, type_.scale)
     if types.is_boolean(type_) or types.is_string(type_):
         return type_
     if types.is_integer(type_) or (types.is_decimal(type_) and type_.scale == 0):

@@ -7,6 +7,7 @@ from typing import Final
 import pyarrow as pa
 
 from velocity.io.records import TIMESTAMP
+from velocity.transforms.decimals import decimal_type
 
 TYPES: Final[Mapping[str, pa.DataType]] = {
     "string": pa.string(),
@@ -17,12 +18,34 @@ TYPES: Final[Mapping[str, pa.DataType]] = {
     "timestamp_ms": TIMESTAMP,
 }
 """By name. In JSON a ``timestamp`` is a string of RFC 3339 (without an offset it is UTC; what is
-finer than a millisecond is cut off), a ``timestamp_ms`` a whole number of epoch milliseconds."""
+finer than a millisecond is cut off), a ``timestamp_ms`` a whole number of epoch milliseconds. Besides
+these there is ``decimal(PRECISION, SCALE)``."""
 
 FIRST_MILLI: Final = -62_135_596_800_000
 """The first millisecond of the year 1: earlier ones have no RFC 3339 text."""
 LAST_MILLI: Final = 253_402_300_799_999
 """The last millisecond of the year 9999."""
+
+
+def arrow_type(name: str) -> pa.DataType:
+    """The column type of a name. Raises ``ValueError``.
+
+    >>> arrow_type("decimal(18, 2)")
+    Decimal128Type(decimal128(18, 2))
+    >>> arrow_type("decimal(39, 2)")
+    Traceback (most recent call last):
+    ValueError: type 'decimal(39, 2)': a decimal has 1 to 38 digits, and no more of them after the \
+point: "decimal(18, 2)", with quotes where braces are around
+    """
+    found = TYPES.get(name) or decimal_type(name)
+    if found is None and name.startswith("decimal"):
+        raise ValueError(
+            f"type {name!r}: a decimal has 1 to 38 digits, and no more of them after the point: "
+            '"decimal(18, 2)", with quotes where braces are around'
+        )
+    if found is None:
+        raise ValueError(f"type {name!r} is none of: {', '.join(TYPES)}, decimal(PRECISION, SCALE)")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +56,8 @@ class Field:
     DataType(double)
     >>> Field("float")
     Traceback (most recent call last):
-    ValueError: type 'float' is none of: string, int64, double, bool, timestamp, timestamp_ms
+    ValueError: type 'float' is none of: string, int64, double, bool, timestamp, timestamp_ms, \
+decimal(PRECISION, SCALE)
     """
 
     type: str
@@ -41,10 +65,9 @@ class Field:
     """A required field that is missing or null sends the event to the dead letters."""
 
     def __post_init__(self) -> None:
-        if self.type not in TYPES:
-            raise ValueError(f"type {self.type!r} is none of: {', '.join(TYPES)}")
+        arrow_type(self.type)
 
     @property
     def arrow(self) -> pa.DataType:
         """The type of the decoded column."""
-        return TYPES[self.type]
+        return arrow_type(self.type)

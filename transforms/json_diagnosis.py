@@ -10,12 +10,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from velocity.io.records import Cause
+from velocity.transforms.decimals import decimal_type, parsed
 from velocity.transforms.fields import Field
 
 MISSING: Final = "required, but missing or null"
 """What is said of a field that is required."""
 
-_BEYOND_INT64: Final = 1 << 64
+_TOO_LONG: Final = 1 << 400
+"""In place of a whole number that no type holds."""
+
+
+class _Fraction(float):
+    """A number with a point or an exponent, and how it is written."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
 
 
 def diagnose(text: bytes) -> tuple[Cause, str] | None:
@@ -59,21 +68,45 @@ def diagnose_fields(
     for name, field in fields.items():
         found = document.get(name)
         if found is not None and not _fits(found, field.type):
-            error = f"field {name}: expected {field.type}, found {_json_name(found)}"
-            return Cause.WRONG_TYPE, error
+            return _wrong_type(name, field.type, found)
     for name in sorted(_repeated(value) & fields.keys()):
         return Cause.INVALID_JSON, f"field {name}: given twice"
     return Cause.INVALID_JSON, "not accepted by the JSON reader"
 
 
+def diagnose_decimals(value: bytes, fields: Mapping[str, Field]) -> tuple[Cause, str] | None:
+    """Why a text is not a JSON object, or what is wrong with those of its fields that are decimals.
+
+    >>> diagnose_decimals(b'{"price": "1e-99"}', {"price": Field("decimal(5, 2)")})
+    (<Cause.WRONG_TYPE: 'wrong_type'>, 'field price: expected decimal(5, 2), found a string that is none')
+    """
+    decimals = {name: field.type for name, field in fields.items() if decimal_type(field.type)}
+    if not decimals:
+        return None
+    if failure := diagnose(value):
+        return failure
+    pairs: list[tuple[str, object]] = _loads(value, object_pairs_hook=list)  # a name may come twice
+    for name, found in pairs:
+        if name in decimals and found is not None and not _fits(found, decimals[name]):
+            return _wrong_type(name, decimals[name], found)
+    return None
+
+
+def _wrong_type(name: str, type_: str, found: object) -> tuple[Cause, str]:
+    came = _json_name(found)
+    if decimal_type(type_) and not isinstance(found, bool | list | dict):
+        came += " that is none" if isinstance(found, str) else " that it does not hold"
+    return Cause.WRONG_TYPE, f"field {name}: expected {type_}, found {came}"
+
+
 def _loads(text: bytes, **hooks: Any) -> Any:
     """Python's JSON of UTF-8 text; bytes it would also take for UTF-16."""
-    return json.loads(text.decode(), parse_int=_int, **hooks)
+    return json.loads(text.decode(), parse_int=_int, parse_float=_Fraction, **hooks)
 
 
 def _int(digits: str) -> int:
     """Python refuses to read 4,300 digits, which is no fault of the JSON."""
-    return int(digits) if len(digits) <= 20 else _BEYOND_INT64
+    return int(digits) if len(digits) <= 40 else _TOO_LONG
 
 
 def _begins_a_document(text: str) -> bool:
@@ -107,6 +140,11 @@ def _json_name(value: object) -> str:
 
 def _fits(value: object, type_: str) -> bool:
     """Whether a JSON value can be read as a type."""
+    if decimal := decimal_type(type_):
+        if isinstance(value, bool) or not isinstance(value, str | int | _Fraction):
+            return False
+        text = value.text if isinstance(value, _Fraction) else str(value)
+        return parsed(text, decimal) is not None
     match type_, value:
         case "bool", bool():
             return True

@@ -14,14 +14,18 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 
 from velocity.io.records import Cause, Failure
+from velocity.transforms.decimals import MOST
 from velocity.transforms.fields import Field
-from velocity.transforms.json_diagnosis import diagnose, diagnose_fields
+from velocity.transforms.json_diagnosis import diagnose, diagnose_decimals, diagnose_fields
 
 _ROW: Final = f"_row_{secrets.token_hex(4)}"
 """Numbers the documents of a batch, to find each again after parsing. Random, so that no message
 can carry a number of its own making."""
 
 _ROW_OF_ERROR: Final = re.compile(r"in row (\d+)$")
+
+_LONG_EXPONENT: Final = r"[0-9.][eE][+-]?[0-9]{2}|\\u00(?:3[0-9]|[46]5|2[bdeBDE])"
+"""What a decimal with an exponent of two digits or more has in it, or one that is written by escapes."""
 
 _BLANK: Final = b" \t\r\n"
 _BOM: Final = b"\xef\xbb\xbf"
@@ -79,11 +83,22 @@ class JsonReader:
         if is_all(pc.starts_with(values, b"{")) and is_all(pc.less_equal(sizes, self.max_bytes)):
             try:
                 pc.cast(values, pa.string())
+                yield from self._exponents(values)
                 return
             except pa.ArrowInvalid:
                 pass  # the loop below finds which
         for position, value in enumerate(values.to_pylist()):
-            if failure := self._examine(value):
+            if failure := self._examine(value) or diagnose_decimals(value or b"", self.fields):
+                yield Failure(position, *failure)
+
+    def _exponents(self, values: pa.Array) -> Iterator[Failure]:
+        """Arrow's reader looks powers of ten up in a table, also beyond its end: it crashes on the
+        decimal ``1e-100000000``."""
+        if not self._decimals:
+            return
+        suspect = pc.match_substring_regex(values, _LONG_EXPONENT)
+        for position in np.flatnonzero(suspect.to_numpy(zero_copy_only=False)).tolist():
+            if failure := diagnose_decimals(values[position].as_py(), self.fields):
                 yield Failure(position, *failure)
 
     def _examine(self, value: bytes | None) -> tuple[Cause, str] | None:
@@ -145,15 +160,30 @@ class JsonReader:
         if len(numbers) != n or len(wrong):
             # A message of two documents, or two that make one: the row before is the first suspect.
             return None, max(int(wrong[0]) - 1, 0) if len(wrong) else n - 1
+        try:
+            for name in self._decimals:
+                at, column = table.schema.get_field_index(name), self.fields[name].arrow
+                table = table.set_column(at, name, table[name].cast(column))
+        except pa.ArrowInvalid:  # more digits than the type has
+            return None, None
         return table, None
+
+    @cached_property
+    def _decimals(self) -> list[str]:
+        return [name for name, field in self.fields.items() if pa.types.is_decimal(field.arrow)]
 
     @cached_property
     def _json_schema(self) -> pa.Schema:
         """What Arrow's reader is told to expect of a message: not ``_ROW``, for this is pickled
         and the worker has another."""
         types = {"timestamp": pa.timestamp("ns", tz="UTC"), "timestamp_ms": pa.int64()}
+        # Of 38 digits shifted by 38 places 128 bits would overflow, which Arrow does not notice.
+        wide = {name: pa.decimal256(MOST, self.fields[name].arrow.scale) for name in self._decimals}
         return pa.schema(
-            [(name, types.get(field.type, field.arrow)) for name, field in self.fields.items()]
+            [
+                (name, wide.get(name) or types.get(field.type, field.arrow))
+                for name, field in self.fields.items()
+            ]
         )
 
     def _rows(self, table: pa.Table) -> list[pa.Array]:

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import pyarrow as pa
 
+from velocity.transforms.decimals import lists_of_whole_numbers, written
 from velocity.transforms.exact_sums import Exact, add, exact_terms, limbs, to_float
 from velocity.transforms.reduction import Reduction
 
@@ -38,6 +39,8 @@ class Sum:
 
     integer: bool = False
     """Whether the values are whole numbers, so that the result is one."""
+    scale: int | None = None
+    """Of decimals, whose sum is one."""
 
     def reduce(self, values: pa.Array, times: pa.Array) -> Reduction:
         exponents, columns = limbs(values)
@@ -53,10 +56,12 @@ class Sum:
     def merge(self, states: Sequence[Exact]) -> Exact:
         return add(states)
 
-    def result(self, state: Exact | None) -> int | float | None:
+    def result(self, state: Exact | None) -> int | float | str | None:
         if state is None:
             return None
         mantissa, exponent = state
+        if self.scale is not None:
+            return written(mantissa << exponent, self.scale)
         return mantissa << exponent if self.integer else to_float(Fraction(mantissa), exponent)
 
 
@@ -64,6 +69,8 @@ class Sum:
 class Mean:
     """The sum, exact, over the count; rounded once. Null if there is no value."""
 
+    scale: int = 0
+    """Of decimals."""
     _sum: ClassVar[Sum] = Sum()
 
     def reduce(self, values: pa.Array, times: pa.Array) -> Reduction:
@@ -86,7 +93,7 @@ class Mean:
         if state is None:
             return None
         mantissa, exponent, count = state
-        return to_float(Fraction(mantissa, count), exponent)
+        return to_float(Fraction(mantissa, count * 10**self.scale), exponent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +106,14 @@ class Variance:
 
     root: bool = False
     """Whether its square root is wanted: the standard deviation."""
+    scale: int = 0
+    """Of decimals."""
 
     def reduce(self, values: pa.Array, times: pa.Array) -> Reduction:
         def states(lists: pa.Array) -> list[tuple[int, int, int, int, int] | None]:
-            groups = ([v for v in some if v is not None] for some in lists.to_pylist())
+            decimal = pa.types.is_decimal(values.type)
+            found = lists_of_whole_numbers(lists) if decimal else lists.to_pylist()
+            groups = ([v for v in some if v is not None] for some in found)
             return [self._state(group) if group else None for group in groups]
 
         return Reduction([(values, "list")], states)
@@ -125,5 +136,5 @@ class Variance:
         mantissa, exponent, square_mantissa, square_exponent, n = state
         total = mantissa * Fraction(2) ** exponent
         square = square_mantissa * Fraction(2) ** square_exponent
-        variance = to_float((square - total * total / n) / (n - 1), 0)
+        variance = to_float((square - total * total / n) / (n - 1) / 100**self.scale, 0)
         return math.sqrt(variance) if self.root and variance is not None else variance

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from velocity.io.records import rfc3339
+from velocity.transforms.decimals import whole_numbers, written
 from velocity.transforms.reduction import Reduction
 
 
@@ -20,16 +21,18 @@ class Extreme:
     """``min`` or ``max``."""
     time: bool = False
     """Whether the values are times, so that the result is one."""
+    scale: int | None = None
+    """Of decimals, of which the result is one."""
 
     def reduce(self, values: pa.Array, times: pa.Array) -> Reduction:
         values = plain(values)
-        return Reduction([(values, self.which)], lambda extremes: extremes.to_pylist())
+        return Reduction([(values, self.which)], listed)
 
     def merge(self, states: Sequence[Any]) -> Any:
         return min(states) if self.which == "min" else max(states)
 
     def result(self, state: Any) -> Any:
-        return rfc3339(state) if self.time and state is not None else state
+        return None if state is None else shown(state, self.time, self.scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,8 @@ class Edge:
     """``first`` or ``last``."""
     time: bool = False
     """Whether the values are times, so that the result is one."""
+    scale: int | None = None
+    """Of decimals, of which the result is one."""
 
     def reduce(self, values: pa.Array, times: pa.Array) -> Reduction:
         values = plain(values)
@@ -57,7 +62,7 @@ class Edge:
 
         def states(edges: pa.Array) -> list[tuple[int, Any] | None]:
             rows = order.take(edges)
-            pairs = zip(times.take(rows).to_pylist(), values.take(rows).to_pylist(), strict=True)
+            pairs = zip(times.take(rows).to_pylist(), listed(values.take(rows)), strict=True)
             return [None if time is None else (time, value) for time, value in pairs]
 
         function = "min" if self.which == "first" else "max"
@@ -67,9 +72,19 @@ class Edge:
         return min(states) if self.which == "first" else max(states)
 
     def result(self, state: tuple[int, Any] | None) -> Any:
-        if state is None:
-            return None
-        return rfc3339(state[1]) if self.time else state[1]
+        return None if state is None else shown(state[1], self.time, self.scale)
+
+
+def listed(values: pa.Array) -> list[Any]:
+    """Values as states hold them: decimals as whole numbers."""
+    return whole_numbers(values) if pa.types.is_decimal(values.type) else values.to_pylist()
+
+
+def shown(value: Any, time: bool, scale: int | None) -> Any:
+    """A value of a state as a document has it."""
+    if scale is not None:
+        return written(value, scale)
+    return rfc3339(value) if time else value
 
 
 def plain(values: pa.Array) -> pa.Array:

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from velocity.io.records import MESSAGE, TIMESTAMP, rfc3339, watermarks_of
 from velocity.transforms.aggregates import Call, Value
+from velocity.transforms.decimals import texts
 from velocity.transforms.expressions import ExpressionError, Expressions
 from velocity.transforms.lateness import Lateness
 from velocity.transforms.metric import Metric
@@ -225,6 +226,8 @@ def _json_values(column: pa.ChunkedArray) -> list[Any]:
     if column.type == TIMESTAMP:
         millis = column.cast(pa.int64()).to_pylist()
         return [None if value is None else rfc3339(value) for value in millis]
+    if pa.types.is_decimal(column.type):
+        return texts(column.combine_chunks())
     values: list[Any] = column.to_pylist()
     return values
 

@@ -2,6 +2,7 @@
 
 import hmac
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,16 +12,22 @@ import pyarrow.compute as pc
 
 from velocity.io.copies import MASKED
 from velocity.io.records import DEAD_LETTERS, MESSAGE, Stage, main_of, passing_on
+from velocity.transforms.decimals import texts
+from velocity.transforms.fields import Field
+from velocity.transforms.json_reader import JsonReader
 
 _DIGITS = 32
+_NO_LIMIT = 2**31
 
 
 @dataclass(frozen=True)
 class Sensitive:
     """What of the fields is kept: with a ``secret`` a hash, the same for the same value; else nothing.
 
-    The hash is the first 128 bits of HMAC-SHA256 with the secret as its key, of the value's text: who
-    does not have the secret can't try all numbers of patients. Raises ``ValueError``.
+    The hash is the first 128 bits of HMAC-SHA256 with the secret as its key, of the value's text (of
+    times that of their epoch milliseconds, of decimals with all digits of their scale): who does not
+    have the secret can't try all numbers of patients. ``types`` are those of the events' fields, so
+    that a dead letter's value has the hash that it would have in a row. Raises ``ValueError``.
 
     >>> Sensitive(("patient_id",), "s3cret").hashed("PAT-1")
     '4726ff5bbcc4fbc482d9a69aa2b236cc'
@@ -28,6 +35,7 @@ class Sensitive:
 
     fields: tuple[str, ...]
     secret: str = field(default="", repr=False)
+    types: Mapping[str, Field] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if MESSAGE in self.fields:
@@ -65,11 +73,9 @@ class Sensitive:
         return pa.RecordBatch.from_arrays(columns, schema=schema)
 
     def _column(self, column: pa.Array) -> pa.Array:
-        if pa.types.is_timestamp(column.type):
-            column = column.cast(pa.int64())
-        encoded = pc.dictionary_encode(column.cast(pa.string()))
-        texts = [self.hashed(text) for text in encoded.dictionary.to_pylist()]
-        return pa.array(texts, pa.string()).take(encoded.indices)
+        encoded = pc.dictionary_encode(_text(column))
+        hashes = [self.hashed(text) for text in encoded.dictionary.to_pylist()]
+        return pa.array(hashes, pa.string()).take(encoded.indices)
 
     def letters(self, letters: pa.RecordBatch) -> pa.RecordBatch:
         """Dead letters (``DEAD_LETTERS``) without what is sensitive.
@@ -87,6 +93,8 @@ class Sensitive:
 
     def _letter(self, row: dict[str, Any]) -> dict[str, Any]:
         event = _object(row["value"])
+        if event is not None and "TopicArn" in event:  # the event is text within SNS's envelope
+            event = None
         error, value = row["error"], None
         if event is not None:
             for name in self.fields:
@@ -96,13 +104,30 @@ class Sensitive:
                 text = found if isinstance(found, str) else json.dumps(found)
                 error = error.replace(text, "***") if text else error
                 if self.secret:
-                    event[name] = self.hashed(text)
+                    event[name] = self._of_letter(name, row["value"]) or self.hashed(text)
             value = json.dumps(event, ensure_ascii=False).encode("utf-8", "replace")
         key = row["key"]
         if key is not None:
             key = self.hashed(key.decode("utf-8", "replace")).encode() if self.secret else None
         headers = [*(row["headers"] or ()), {"name": MASKED, "value": b"1"}]
         return {**row, "error": error, "key": key, "value": value, "headers": headers}
+
+    def _of_letter(self, name: str, value: bytes) -> str | None:
+        """The hash of a field as a row has it; None where it is not of its type."""
+        declared = self.types.get(name)
+        if declared is None:
+            return None
+        read = JsonReader({name: declared}, name, _NO_LIMIT).read(pa.array([value], pa.binary()))
+        hashes: list[str | None] = self._column(read.columns[0]).to_pylist()
+        return hashes[0] if hashes else None
+
+
+def _text(column: pa.Array) -> pa.Array:
+    if pa.types.is_decimal(column.type):
+        return pa.array(texts(column), pa.string())
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.int64())
+    return column.cast(pa.string())
 
 
 def _object(value: bytes | None) -> dict[str, Any] | None:

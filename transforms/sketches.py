@@ -13,6 +13,7 @@ import pyarrow as pa
 from datasketches import hll_sketch, hll_union, tgt_hll_type
 
 from velocity.io.records import TIMESTAMP
+from velocity.transforms.decimals import floats, texts
 from velocity.transforms.reduction import Reduction
 
 
@@ -34,6 +35,8 @@ class Distinct:
     def reduce(self, values: pa.Array, times: pa.Array) -> Reduction:
         if values.type == TIMESTAMP:
             values = values.view(pa.int64())
+        if pa.types.is_decimal(values.type):
+            values = pa.array(texts(values), pa.string())
 
         def states(lists: pa.Array) -> list[Any]:
             found = ([v for v in values if v is not None] for values in lists.to_pylist())
@@ -100,6 +103,9 @@ class Percentile:
             raise ValueError(f"a percentile is above 0 and at most 100; not {self.rank}")
 
     def reduce(self, values: pa.Array, times: pa.Array) -> Reduction:
+        if pa.types.is_decimal(values.type):
+            values = pa.array(floats(values), pa.float64())
+
         def states(lists: pa.Array) -> list[Any]:
             arrays = (np.array([v for v in vs if v is not None], float) for vs in lists.to_pylist())
             return [self._state(array) if len(array) else None for array in arrays]

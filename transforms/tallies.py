@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from velocity.io.records import rfc3339
-from velocity.transforms.ordered import plain
+from velocity.transforms.decimals import lists_of_whole_numbers
+from velocity.transforms.ordered import plain, shown
 from velocity.transforms.reduction import Reduction
 
 _TOO_MANY: Final = ()
@@ -35,6 +35,8 @@ class Top:
     exact: int = 10_000
     time: bool = False
     """Whether the values are times."""
+    scale: int | None = None
+    """Of decimals."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.k <= 1_000:
@@ -42,7 +44,9 @@ class Top:
 
     def reduce(self, values: pa.Array, times: pa.Array) -> Reduction:
         def states(lists: pa.Array) -> list[Any]:
-            counters = (Counter(v for v in some if v is not None) for some in lists.to_pylist())
+            decimal = pa.types.is_decimal(values.type)
+            found = lists_of_whole_numbers(lists) if decimal else lists.to_pylist()
+            counters = (Counter(v for v in some if v is not None) for some in found)
             return [self._bounded(dict(counter)) if counter else None for counter in counters]
 
         return Reduction([(plain(values), "list")], states)
@@ -60,7 +64,7 @@ class Top:
             return [] if state is None else None
         ordered = sorted(state.items(), key=lambda item: (-item[1], item[0]))
         return [
-            {"value": rfc3339(value) if self.time else value, "count": count}
+            {"value": shown(value, self.time, self.scale), "count": count}
             for value, count in ordered[: self.k]
         ]
 
