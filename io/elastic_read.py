@@ -36,3 +36,40 @@ def read_by_id(client: Elasticsearch, wanted: Iterable[tuple[str, str]]) -> dict
                 for hit in answer["hits"]["hits"]:
                     found[hit["_id"]] = {**hit["_source"], "version": hit["_version"]}
     return found
+
+
+def read_around(
+    client: Elasticsearch,
+    index: str,
+    metric: str,
+    dimensions: Mapping[str, Any],
+    at: str,
+    *,
+    most: int,
+) -> list[tuple[str, dict[str, Any]]]:
+    """Ids and documents of a metric and key whose windows hold a time (RFC 3339), as ``read_by_id``."""
+    must: list[dict[str, Any]] = [
+        {"term": {"metric": metric}},
+        {"range": {"window_start": {"lte": at}}},
+        {"range": {"window_end": {"gt": at}}},
+    ]
+    missing = []
+    for name, value in dimensions.items():
+        column = f"dimensions.{name}"
+        if value is None:
+            missing.append({"exists": {"field": column}})
+        else:
+            must.append({"term": {column: value}})
+    with told():
+        client.indices.refresh(index=index, ignore_unavailable=True)
+        answer: Mapping[str, Any] = client.search(
+            index=index,
+            query={"bool": {"filter": must, "must_not": missing}},
+            size=most,
+            version=True,
+            ignore_unavailable=True,
+        ).body
+    return [
+        (hit["_id"], {**hit["_source"], "version": hit["_version"]})
+        for hit in answer["hits"]["hits"]
+    ]

@@ -25,6 +25,7 @@ from velocity.runners.replay_cli import add_replay_command
 from velocity.runners.run_cli import add_run_command
 from velocity.runners.stack_cli import stack_app
 from velocity.runners.terminal import JSON, complain
+from velocity.runners.trace_cli import add_trace_command
 
 EXIT_CODES: Final = codes(130)
 
@@ -82,6 +83,7 @@ add_jobs_commands(app)
 add_replay_command(app)
 add_elastic_commands(app)
 add_demo_commands(app)
+add_trace_command(app)
 
 
 def main() -> None:

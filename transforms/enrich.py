@@ -318,14 +318,14 @@ class Enrich(beam.PTransform):
                     raise ValueError(
                         f"{enrichment.name}: key: {key!r} is added by the same step; chain two"
                     )
-        self._enrichments = enrichments
+        self.enrichments = enrichments
         self._clock = clock
 
     def default_label(self) -> str:
-        return f"Enrich {', '.join(enrichment.name for enrichment in self._enrichments)}"
+        return f"Enrich {', '.join(enrichment.name for enrichment in self.enrichments)}"
 
     def expand(self, input_or_inputs: Any) -> Any:  # Beam warns of any other hint
-        step = beam.ParDo(_Enrich(self._enrichments, self._clock))
+        step = beam.ParDo(_Enrich(self.enrichments, self._clock))
         both = main_of(input_or_inputs) | "Look up and join" >> step.with_output_types(
             pa.RecordBatch, **{_Enrich.DEAD_LETTERS: pa.RecordBatch}
         ).with_outputs(_Enrich.DEAD_LETTERS, main="rows")
