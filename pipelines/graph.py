@@ -505,6 +505,7 @@ class Graph:
             where=spec.where,
             early=spec.emit.early,
             lateness=spec.emit.lateness,
+            id=spec.id,
         )
         self._windowed([metric])  # what is wrong with it is said with its place
         return metric

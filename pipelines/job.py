@@ -23,7 +23,8 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from velocity.transforms.days import zone_named
-from velocity.transforms.fields import arrow_type
+from velocity.transforms.decimals import NO_DECIMAL, decimal_type
+from velocity.transforms.id_begins import alike, begin_of
 
 _UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION = re.compile(r"(-?)((?:\d+(?:ms|s|m|h|d))+)")
@@ -104,7 +105,8 @@ Expression = Annotated[str, Field(min_length=1)]
 def _decimal(name: str) -> str:
     if not name.startswith("decimal"):
         raise PydanticCustomError("decimal_type", "decimal(18, 2) is wanted")
-    arrow_type(name)
+    if decimal_type(name) is None:
+        raise ValueError(f"type {name!r}: {NO_DECIMAL}")
     return name
 
 
@@ -523,6 +525,14 @@ class MetricSpec(Model):
     by: list[Column] = Field(default_factory=list, description="The columns that make the key.")
     window: WindowSpec
     emit: EmitSpec = Field(default_factory=EmitSpec)
+    id: str | None = Field(
+        None,
+        min_length=1,
+        description="Of its documents, instead of `job/metric/window/[key]`: `order-{order_id}`. It "
+        "must have each column of `by` and, unless the window is global, `{window_start}` (by a format "
+        "such as `%Y-%m-%dT%H:%M`, if that tells all windows apart), and may have `{job}` and "
+        "`{metric}`. See docs/documents.md.",
+    )
     values: dict[Name, Expression] = Field(
         min_length=1,
         description="Names with aggregates: `count()`, `count(x)`, `sum(x)`, `min(x)`, `max(x)`, "
@@ -955,6 +965,23 @@ class Job(Model):
             for key, text in wrong.items():
                 place = ("metrics", i, key)
                 raise PydanticCustomError("global_window", text, {"place": place})
+        return self
+
+    @model_validator(mode="after")
+    def _ids_begin_differently(self) -> "Job":
+        """So that no document of one metric replaces one of another."""
+        names = [metric.name for metric in self.metrics] + ["alerts"] * bool(self.transactions)
+        begins = {name: f"{self.job}/{name}/" for name in names}
+        begins |= {m.name: begin_of(m.id, self.job, m.name) for m in self.metrics if m.id}
+        for i, metric in enumerate(self.metrics):
+            for other, begin in begins.items() if metric.id else ():
+                if other != metric.name and alike(begins[metric.name], begin):
+                    text = (
+                        f"might be the id of a document of {other} too: begin it with a word of its "
+                        f"own, such as {metric.name}/"
+                    )
+                    place = ("metrics", i, "id")
+                    raise PydanticCustomError("id", text, {"place": place})
         return self
 
     @model_validator(mode="after")

@@ -570,6 +570,7 @@ def _cut(metric: MetricSpec) -> Iterator[tuple[Place, MetricSpec]]:
         "by": [],
         "window": WindowSpec(fixed=timedelta(minutes=1)),
         "emit": EmitSpec(),
+        "id": None,
         "values": {"events": "count()"},
     }
     cut = partial(_updated, metric, least)
@@ -579,6 +580,9 @@ def _cut(metric: MetricSpec) -> Iterator[tuple[Place, MetricSpec]]:
         yield ("where",), cut(where=metric.where)
     for i, column in enumerate(metric.by):
         yield ("by", i), cut(by=[column])
+    if metric.id is not None:
+        whole = {"id": metric.id, "by": metric.by, "window": metric.window}
+        yield ("id",), cut(**whole)
     for name, value in metric.values.items():
         yield ("values", name), cut(values={name: value})
 

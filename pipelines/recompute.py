@@ -23,10 +23,12 @@ import jmespath
 import pyarrow as pa
 
 from velocity.io.records import TIMESTAMP, rfc3339
+from velocity.pipelines.graph import window_of
 from velocity.pipelines.job import DeduplicateSpec, EnrichmentSpec, Job, MetricSpec, TransactionSpec
 from velocity.pipelines.recompute_transactions import facts
 from velocity.transforms.aggregates import Call, Value
 from velocity.transforms.fields import arrow_type
+from velocity.transforms.ids import IdTemplate
 from velocity.transforms.metrics import document_id
 from velocity.transforms.sketches import Distinct, Percentile
 from velocity.transforms.tallies import Top
@@ -399,6 +401,8 @@ def _documents(
     for group, position in _assign(metric, times, keys):
         groups[group].append(position)
     documents = {}
+    window = window_of(metric.window)
+    ids = IdTemplate(metric.id, job.job, metric.name, metric.by, window) if metric.id else None
     for (values_of_key, start, end), positions in groups.items():
         key = [_json(value) for value in values_of_key]
         instants = [times[i] for i in positions]
@@ -409,7 +413,7 @@ def _documents(
         }
         gap = metric.window.session
         slot = start - start % (gap // _MILLISECOND) if gap else start
-        id_ = document_id(job.job, metric.name, slot, key)
+        id_ = ids.of(slot, key) if ids else document_id(job.job, metric.name, slot, key)
         documents[id_] = ExpectedDocument(
             metric.name,
             rfc3339(start),

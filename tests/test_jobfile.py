@@ -80,6 +80,30 @@ def test_a_job_that_is_right_has_no_problems() -> None:
     assert checked(JOB) == []
 
 
+def test_an_id_of_its_own_that_may_be_anothers_is_refused() -> None:
+    own = "    id: orders/{city}/{window_start}\n    values"
+    two = (
+        "sinks:\n  elasticsearch",
+        "  - {name: again, window: {fixed: 1m}, id: 'ORDERS{window_start}'",
+    )
+    text = with_("    values", own).replace(
+        two[0], two[1] + ", values: {n: count()}}\n" + two[0], 1
+    )
+    assert checked(text.replace("ORDERS", "again/")) == []
+    assert problems(text.replace("ORDERS", "orders/")) == [
+        (
+            "j:26: metrics.0.id: might be the id of a document of again too: begin it with a word of its "
+            "own, such as by_city/"
+        )
+    ]
+    assert checked(text.replace("ORDERS", "again/").replace("/{window_start}\n", "\n")) == [
+        (
+            "j:26: metrics.0.id: {window_start} must be in it, or documents of several keys or windows "
+            "would have one id"
+        )
+    ]
+
+
 def test_all_problems_are_told_in_the_order_of_their_lines() -> None:
     text = with_("topics: [orders]", "topics: []").replace("int64", "number")
     assert problems(text + "sink: {}\n") == [
@@ -146,6 +170,7 @@ def test_all_problems_are_told_in_the_order_of_their_lines() -> None:
             "{global: true}\n    emit: {early: 10s, lateness: 1s}",
             "25: metrics.0.emit: nothing is late for a global window: leave lateness out",
         ),
+        ("{fixed: 1m}", "{fixed: 1m}\n    id: ''", "25: metrics.0.id: empty; at least one is"),
         ("{fixed: 1m}", "1m", "24: metrics.0.window: keys with values are wanted"),
         ("large\n", "''\n", "22: metrics.0.where: empty; at least one is wanted"),
         ("where: large", "zzz: large", "22: metrics.0.zzz: unknown key; there are: name, descr"),

@@ -63,9 +63,10 @@ METRICS = [
     metric("hour", {"fixed": "1h"}) | {"values": ALL},
     metric("sliding", {"sliding": "12s", "every": "5s"}, lateness="3s"),
     metric("session", {"session": "4s"}, lateness="6s"),
-    metric("eager_session", {"session": "4s"}, early="10s"),
+    metric("eager_session", {"session": "4s"}, early="10s")
+    | {"id": "eager/{window_start:%Y-%m-%dT%H:%M:%S}/{k}"},
     metric("strict_session", {"session": "4s"}),
-    metric("all_time", {"global": True}, early="10s"),
+    metric("all_time", {"global": True}, early="10s") | {"id": "{job}-ever-{k}"},
     metric("by_price", {"fixed": "20s"}) | {"by": ["d", "k"]},
     metric("few", {"fixed": "10s"}) | {"where": "v > 5"},
 ]

@@ -15,6 +15,11 @@ import pyarrow as pa
 
 MOST: Final = 38
 """Digits that 128 bits hold."""
+NO_DECIMAL: Final = (
+    "a decimal has 1 to 38 digits, and no more of them after the point: "
+    '"decimal(18, 2)", with quotes where braces are around'
+)
+"""What is wrong with a type that is none."""
 _TYPE: Final = re.compile(r"decimal\(\s*(\d{1,2})\s*,\s*(\d{1,2})\s*\)")
 _WRITTEN: Final = re.compile(r"[+-]?(?:(\d+)(?:\.(\d*))?|\.(\d+))(?:[eE]([+-]?\d{1,4}))?", re.ASCII)
 

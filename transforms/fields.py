@@ -7,7 +7,7 @@ from typing import Final
 import pyarrow as pa
 
 from velocity.io.records import TIMESTAMP
-from velocity.transforms.decimals import decimal_type
+from velocity.transforms.decimals import NO_DECIMAL, decimal_type
 
 TYPES: Final[Mapping[str, pa.DataType]] = {
     "string": pa.string(),
@@ -39,10 +39,7 @@ point: "decimal(18, 2)", with quotes where braces are around
     """
     found = TYPES.get(name) or decimal_type(name)
     if found is None and name.startswith("decimal"):
-        raise ValueError(
-            f"type {name!r}: a decimal has 1 to 38 digits, and no more of them after the point: "
-            '"decimal(18, 2)", with quotes where braces are around'
-        )
+        raise ValueError(f"type {name!r}: {NO_DECIMAL}")
     if found is None:
         raise ValueError(f"type {name!r} is none of: {', '.join(TYPES)}, decimal(PRECISION, SCALE)")
     return found

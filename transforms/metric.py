@@ -24,6 +24,8 @@ class Metric:
     """How often a window that is still open shows what it has, in processing time."""
     lateness: timedelta = timedelta(0)
     """How long after the watermark has passed a window late events still count in it."""
+    id: str | None = None
+    """Of its documents, a template (``velocity.transforms.ids``); None for ``document_id``."""
 
     def __post_init__(self) -> None:
         if self.early is not None and (self.early % _SECOND or self.early < _SECOND):

@@ -30,14 +30,13 @@ from apache_beam.utils.windowed_value import PaneInfoTiming
 from velocity.io.metrics import counter
 from velocity.io.records import MERGED, Cause, Document, Stage, WithDeadLetters, main_of, now
 from velocity.transforms.expressions import failed_rows
+from velocity.transforms.ids import LONGEST, IdTemplate
 from velocity.transforms.metric import Metric
-from velocity.transforms.partials import Partial, PreAggregation, merge
+from velocity.transforms.partials import MetricError, Partial, PreAggregation, merge
 from velocity.transforms.windows import Days, Fixed, Global, Session, Sliding, Window, millis
 
 _GATHER_EVERY: Final = timedelta(seconds=10)
 _MOST_EARLY: Final = 100
-_LONGEST_ID: Final = 512
-"""Bytes: Elasticsearch's limit."""
 
 
 _Timed = tuple[int, Partial]
@@ -67,6 +66,7 @@ class WindowedMetrics(beam.PTransform):
         self._job = job
         self._clock = clock
         self.reduction = PreAggregation(schema, event_time, metrics)
+        ids_of(job, metrics)  # what is wrong with them is said at once
         self._windowings: dict[tuple[Any, ...], list[Metric]] = {}
         for metric in metrics:
             windowing = (metric.window, metric.early, metric.lateness)
@@ -356,6 +356,7 @@ class _ToDocument:
         self._job = job
         self._aggregates, self._values = reduction.aggregates, reduction.values
         self._metrics = {metric.name: metric for metric in reduction.metrics}
+        self._ids = ids_of(job, reduction.metrics)
 
     def merge(self, key: bytes, partials: Iterable[Partial]) -> Partial:
         name, *_ = json.loads(key)
@@ -380,7 +381,7 @@ class _ToDocument:
             values=self._results(name, states),
             events=events,
             pane=_PANES.get(timing, "on_time"),
-            id=document_id(self._job, name, slot, dimensions),
+            id=self._id(name, slot, dimensions),
             slot=slot,
         )
 
@@ -388,8 +389,13 @@ class _ToDocument:
         """Takes away the document of a session that began in a slot."""
         name, *dimensions = json.loads(key)
         by = dict(zip(self._metrics[name].by, dimensions, strict=True))
-        id_ = document_id(self._job, name, slot, dimensions)
+        id_ = self._id(name, slot, dimensions)
         return Document(self._job, name, slot, slot, by, {}, 0, MERGED, id_, slot=slot)
+
+    def _id(self, metric: str, slot: int, dimensions: Sequence[Any]) -> str:
+        if own := self._ids.get(metric):
+            return own.of(slot, dimensions)
+        return document_id(self._job, metric, slot, dimensions)
 
     def _results(self, metric: str, states: Sequence[Any]) -> dict[str, Any]:
         calls = zip(self._aggregates[metric], states, strict=True)
@@ -398,6 +404,20 @@ class _ToDocument:
             name: value.result(list(islice(results, len(value.calls))))
             for name, value in self._values[metric].items()
         }
+
+
+def ids_of(job: str, metrics: Iterable[Metric]) -> dict[str, IdTemplate]:
+    """The templates of those metrics that have ids of their own. Raises ``MetricError``."""
+    found = {}
+    for metric in metrics:
+        if metric.id is not None:
+            try:
+                found[metric.name] = IdTemplate(
+                    metric.id, job, metric.name, metric.by, metric.window
+                )
+            except ValueError as error:
+                raise MetricError(f"metric {metric.name}: {error}") from None
+    return found
 
 
 _PANES: Final = {PaneInfoTiming.EARLY: "early", PaneInfoTiming.LATE: "late"}
@@ -413,8 +433,8 @@ def document_id(job: str, metric: str, start: int, dimensions: Sequence[Any]) ->
     """
     key = json.dumps(dimensions, ensure_ascii=False, separators=(",", ":"))
     id_ = f"{job}/{metric}/{start}/{key}"
-    if len(id_.encode()) > _LONGEST_ID:
+    if len(id_.encode()) > LONGEST:
         short = f"{job}/{metric}/{start}/{hashlib.sha256(key.encode()).hexdigest()}"
-        fits = len(short.encode()) <= _LONGEST_ID
+        fits = len(short.encode()) <= LONGEST
         return short if fits else hashlib.sha256(id_.encode()).hexdigest()
     return id_
