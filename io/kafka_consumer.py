@@ -128,7 +128,7 @@ def offsets_to_read(
                 f"cannot read topic {topic!r} partition {number} at offset {first}: the broker "
                 f"has {low} to {high}; choose a start that it has, such as 'earliest'"
             )
-        yield Partition(topic, number, first, max(first, last))
+        yield Partition(topic, number, first, max(first, last), high)
 
 
 def _partitions(

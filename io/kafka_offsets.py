@@ -12,12 +12,16 @@ UNBOUNDED: Final = 2**62
 
 
 class Partition(NamedTuple):
-    """A partition and the offsets of it to read: ``start`` inclusive, ``stop`` exclusive."""
+    """A partition and the offsets of it to read: ``start`` inclusive, ``stop`` exclusive.
+
+    ``end`` is where it ended when the read began: what comes from there on has come since.
+    """
 
     topic: str
     partition: int
     start: int
     stop: int
+    end: int = 0
 
 
 class OffsetTracker(RestrictionTracker):

@@ -107,12 +107,12 @@ class ListPartitions(beam.DoFn):
         self._wanted, self._piece = wanted, piece
 
     def process(self, _: None) -> Iterator[Partition]:
-        for topic, number, start, stop in self._wanted.first():
+        for topic, number, start, stop, end in self._wanted.first():
             if start == stop:
                 continue
             size = self._piece or stop - start
             for piece in range(start, stop, size):
-                yield Partition(topic, number, piece, min(piece + size, stop))
+                yield Partition(topic, number, piece, min(piece + size, stop), end)
 
 
 class KnownTracker(RestrictionTracker):

@@ -13,6 +13,7 @@ from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Duration, Timestamp
 
+from velocity.io.copies import of_what_is_read
 from velocity.io.kafka_commits import COMMITS, Commits, Group
 from velocity.io.kafka_consumer import OffsetsLost, PartitionGone
 from velocity.io.kafka_metrics import metrics_of
@@ -54,6 +55,7 @@ class Read(beam.DoFn):
         self._bytes = counter("read_bytes")
         self._decoded = counter("decoded_rows")
         self._lost = counter("offsets_lost")
+        self._copies = counter("copies_skipped")
         self._fails_if_lost = read.on_lost_offsets == "fail"
 
     def teardown(self) -> None:
@@ -154,6 +156,7 @@ class Read(beam.DoFn):
         metrics.read(batch.num_rows, size)
         rows, times = batch, batch["timestamp"]
         if self._decoder:
+            batch = self._without_copies(element, batch)
             rows, dead = self._decoder.decode(batch)
             times = rows[self._decoder.event_time]
             self._decoded.inc(rows.num_rows)
@@ -172,6 +175,14 @@ class Read(beam.DoFn):
                 newest = _timestamp(pc.max(times))
                 watermark.advance(newest - self._behind)
                 metrics.seen(newest, now)
+
+    def _without_copies(self, element: Partition, batch: pa.RecordBatch) -> pa.RecordBatch:
+        topic, partition, start, _, end = element
+        copies = of_what_is_read(batch, topic, partition, start, end)
+        if not copies:
+            return batch
+        self._copies.inc(len(copies))
+        return batch.take(np.delete(np.arange(batch.num_rows), copies))
 
 
 class ReadBounded(Read):

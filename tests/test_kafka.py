@@ -52,8 +52,15 @@ START = 1_767_225_600
 
 
 class FakeMessage:
-    def __init__(self, offset: int, value: bytes = b"", millis: int | None = START * 1000) -> None:
+    def __init__(
+        self,
+        offset: int,
+        value: bytes = b"",
+        millis: int | None = START * 1000,
+        headers: list[tuple[str, bytes]] | None = None,
+    ) -> None:
         self._offset, self._value, self._millis = offset, value, millis
+        self._headers = headers
 
     def error(self) -> None:
         return None
@@ -70,8 +77,8 @@ class FakeMessage:
     def value(self) -> bytes:
         return self._value
 
-    def headers(self) -> None:
-        return None
+    def headers(self) -> list[tuple[str, bytes]] | None:
+        return self._headers
 
 
 class FakeEvent:
@@ -220,6 +227,7 @@ class Reading:
             lambda group, told: self.told.append(told.offset), lambda: partition.seconds
         )
         self.told: list[int] = []
+        self.started_at = self.end_then = 0
         self.durable: list[Callable[[], None]] = []
         self.tracker = ThreadsafeRestrictionTracker(OffsetTracker(OffsetRange(0, 0)))
         self._metrics = MetricsContainer("read")
@@ -236,7 +244,8 @@ class Reading:
         self.tracker = ThreadsafeRestrictionTracker(OffsetTracker(OffsetRange(start, stop)))
         estimator = ForwardWatermark(watermark)
         rows, dead = [], []
-        element, view = Partition("orders", 0, start, stop), RestrictionTrackerView(self.tracker)
+        element = Partition("orders", 0, self.started_at, stop, self.end_then)
+        view = RestrictionTrackerView(self.tracker)
         fresh, finalizer = Read(self._read), SimpleNamespace(register=self.durable.append)
         with counting(self._metrics):
             outputs = fresh.read_bundle(
@@ -717,6 +726,55 @@ def test_a_bounded_read_never_follows_the_clock() -> None:
     assert bundle.watermark == MIN_TIMESTAMP
 
 
+COPY = [("velocity-attempt", b"2"), ("velocity-origin", b"orders/0/1")]
+
+
+def with_a_copy(partition: FakePartition) -> FakePartition:
+    """Offset 1 has been set aside by some run, mended, and sent again at offset 3."""
+    partition.holds(event(-9), event(-8), event(-7))
+    partition.log.append(FakeMessage(3, event(-8), headers=COPY))
+    partition.end = 4
+    return partition.holds(event(-6))
+
+
+@pytest.mark.parametrize("stop", [UNBOUNDED, 5])
+def test_a_read_that_starts_anew_over_an_original_and_its_copy_has_the_event_once(
+    stop: int,
+) -> None:
+    reads = Reading(with_a_copy(FakePartition()), decoding)
+    reads.end_then = 5
+    bundle = reads.bundle(0, stop)
+    assert [len(rows) for _, rows in bundle.rows] == [3, 1]
+    assert [row["offset"] for _, rows in bundle.rows for row in rows["_message"].to_pylist()] == [
+        0, 1, 2, 4,
+    ]  # fmt: skip
+    assert reads.counted("copies_skipped") == 1
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [
+        pytest.param(0, 3, id="the copy has come since: of what this run set aside"),
+        pytest.param(2, 5, id="the original was before the start"),
+    ],
+)
+def test_a_copy_counts_where_its_original_did_not(start: int, end: int) -> None:
+    reads = Reading(with_a_copy(FakePartition()), decoding)
+    reads.started_at, reads.end_then = start, end
+    offsets = [
+        row["offset"]
+        for _, rows in reads.bundle(start, 5).rows
+        for row in rows["_message"].to_pylist()
+    ]
+    assert offsets == [*range(start, 5)]
+
+
+def test_without_a_decoder_a_copy_is_a_message_like_any_other() -> None:
+    reads = Reading(with_a_copy(FakePartition()), reading())
+    reads.end_then = 5
+    assert reads.bundle(0, 5).offsets == [0, 1, 2, 3, 4]
+
+
 @settings(max_examples=25)
 @given(st.lists(st.integers(-500, 0), min_size=1, max_size=12))
 def test_a_bounded_read_finds_the_same_rows_late_as_one_without_end(seconds: list[int]) -> None:
@@ -734,7 +792,7 @@ def test_a_bounded_read_finds_the_same_rows_late_as_one_without_end(seconds: lis
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Wanted, "first", lambda _: [Partition("orders", 0, 0, partition.end)])
         pieces = list(bounded._list_partitions().fn.process(None))
-    read = [Reading(partition, bounded).bundle(start, stop) for _, _, start, stop in pieces]
+    read = [Reading(partition, bounded).bundle(start, stop) for _, _, start, stop, _ in pieces]
     assert before_each_row(read) == before_each_row(bundles)
     assert len(before_each_row(read)) == len(seconds)
 

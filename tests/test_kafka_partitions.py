@@ -107,9 +107,9 @@ def test_a_topic_that_is_gone_is_told_once_and_hides_no_other(
 
 @given(st.integers(0, 10**7), st.integers(0, 10**7))
 def test_a_bounded_read_is_cut_into_pieces_that_make_up_the_whole(start: int, size: int) -> None:
-    wanted = SimpleNamespace(first=lambda: [Partition("orders", 3, start, start + size)])
+    wanted = SimpleNamespace(first=lambda: [Partition("orders", 3, start, start + size, 10**9)])
     pieces = list(ListPartitions(cast(Any, wanted)).process(None))
-    assert all((each.topic, each.partition) == ("orders", 3) for each in pieces)
+    assert all((each.topic, each.partition, each.end) == ("orders", 3, 10**9) for each in pieces)
     assert all(0 < each.stop - each.start <= 1_000_000 for each in pieces)
     at = start
     for each in pieces:
