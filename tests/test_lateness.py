@@ -181,7 +181,7 @@ def named(error: str) -> Iterator[str]:
         yield part.split(" (window from ")[0]
 
 
-class _Documents(beam.PTransform):
+class Documents(beam.PTransform):
     def __init__(self, of: Graph) -> None:
         super().__init__()
         self._of = of
@@ -194,12 +194,15 @@ def kept(file: Path, elements: Iterable[Any]) -> None:
     file.write_bytes(pickle.dumps(list(elements)))
 
 
-def run(
-    of: Graph, partitions: list[list[Event]], steps: Sequence[tuple[int, int]]
-) -> tuple[dict[str, Document], list[dict[str, Any]]]:
-    """The documents of the greatest versions, and the dead letters, of a streaming run.
+def stream_of(
+    of: Graph,
+    partitions: Sequence[Sequence[Event]],
+    steps: Sequence[tuple[int, int]],
+    seconds: int = 7,
+) -> test_stream.TestStream:
+    """``steps`` are the partitions in the order of their reading, each with how many messages.
 
-    ``steps`` are the partitions in the order of their reading, each with how many messages."""
+    After each so many seconds of processing time pass."""
     source = Source(of, partitions)
     stream = test_stream.TestStream(coder=RecordBatchCoder())
     at = MIN_TIMESTAMP
@@ -207,17 +210,23 @@ def run(
         if partition < len(partitions) and (rows := source.read(partition, most)) is not None:
             first = min(rows["at"].view(pa.int64()).to_pylist()) / 1000
             stream = stream.add_elements([TimestampedValue(rows, first)])
-            stream = stream.advance_processing_time(7)
+            stream = stream.advance_processing_time(seconds)
             if source.watermark > at:
                 at = source.watermark
                 stream = stream.advance_watermark_to(at)
+    return stream.advance_watermark_to_infinity()
+
+
+def run(
+    of: Graph, partitions: list[list[Event]], steps: Sequence[tuple[int, int]]
+) -> tuple[dict[str, Document], list[dict[str, Any]]]:
+    """The documents of the greatest versions, and the dead letters, of a streaming run."""
+    stream = stream_of(of, partitions, steps)
     options = PipelineOptions(["--runner=BundleBasedDirectRunner"], streaming=True)
     with TemporaryDirectory() as folder:
         pipeline = beam.Pipeline(options=options)
         # through files, for a runner works on copies of what it is given
-        found, dead = (
-            pipeline | stream.advance_watermark_to_infinity() | "Documents" >> _Documents(of)
-        )
+        found, dead = pipeline | stream | "Documents" >> Documents(of)
         assert_that(found, partial(kept, Path(folder, "documents")), label="documents")
         assert_that(dead, partial(kept, Path(folder, "dead")), label="dead letters")
         pipeline.run().wait_until_finish()
