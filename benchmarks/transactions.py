@@ -2,18 +2,42 @@
 
     python benchmarks/transactions.py
 
-It measures the step's own work in one process, without a runner: what is kept of each transaction is
+measures the step's own work in one process, without a runner: what is kept of each transaction is
 encoded as Beam encodes it, and each event is decoded, taken in and encoded again.
+
+    velocity stack up kafka flink
+    python benchmarks/transactions.py --flink
+
+runs the job on the stack's Flink until all transactions are open there, and asks its processes for
+their memory, before and after, and the last checkpoint for its size.
 """
 
+import argparse
+import json
 import resource
+import sys
+import tempfile
 import time
+from datetime import timedelta
 from pathlib import Path
 
 from apache_beam.coders import FastPrimitivesCoder
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+from soak import live_heap, rss  # beside this file
 
+from velocity.io.records import rfc3339
 from velocity.pipelines.follow import stages_of
+from velocity.pipelines.graph import Graph
+from velocity.pipelines.job import FieldSpec, Job
 from velocity.pipelines.jobfile import load
+from velocity.runners.flink import FlinkOptions
+from velocity.runners.flink_submit import submit
+from velocity.runners.run import redirect
+from velocity.runners.stack_paths import state_folder
+from velocity.runners.stack_server import members
+from velocity.runners.stack_state import read_state
 from velocity.transforms.stages import Arrival, Transaction
 
 OPEN = 200_000
@@ -25,7 +49,24 @@ EVENTS = (
 """The longest way that leaves a transaction open: all of it but the delivery."""
 
 
-def main() -> None:
+START = 1_767_571_200_000
+PARTITIONS = 4
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--flink", action="store_true")
+    parser.add_argument("--open", type=int, default=OPEN, help="transactions, on Flink")
+    parser.add_argument("--steps", type=int, default=3, help="events of each, on Flink")
+    parser.add_argument("--state-backend", default="hashmap")
+    arguments = parser.parse_args()
+    if arguments.flink:
+        return on_flink(arguments.open, arguments.steps, arguments.state_backend)
+    in_process()
+    return 0
+
+
+def in_process() -> None:
     spec = load(JOB).transactions
     assert spec is not None
     graph, coder = stages_of(spec), FastPrimitivesCoder()
@@ -50,5 +91,93 @@ def main() -> None:
     print(f"{OPEN * len(EVENTS) / seconds:,.0f} events/s of CPU time, one process")
 
 
+def on_flink(number: int, steps: int, backend: str) -> int:
+    stack = read_state(state_folder())
+    kafka = stack.address("kafka")
+    if not kafka or "flink" not in stack.components:
+        print("no stack is up: velocity stack up kafka flink", file=sys.stderr)
+        return 1
+    servers = {s.name: s for s in stack.components["flink"].servers}
+    manager = servers["taskmanager-1"].process.pid
+    topic = f"open-{int(time.time())}"
+    admin = AdminClient({"bootstrap.servers": kafka})
+    admin.create_topics([NewTopic(topic, PARTITIONS, 1)])[topic].result(30)
+    fill(kafka, topic, number, steps)
+    with tempfile.TemporaryDirectory(prefix="velocity-open-") as name:
+        job = of_one_topic(load(JOB), topic, Path(name))
+        heap, resident, began = live_heap(manager), rss(manager), time.monotonic()
+        options = FlinkOptions(name=topic, state_backend=backend, parallelism=2)
+        running = submit(Graph(job, {"KAFKA": kafka}), options, [])
+        try:
+
+            def counted(name: str) -> int:
+                vertices = running.flink.vertices(running.id)
+                return running.flink.counters(running.id, vertices, "velocity").get(name, 0)
+
+            wanted = number * (2 * steps - 1)  # each stage entered, all but the last left
+            while (facts := counted("transactions_facts")) < wanted:
+                print(f"{time.monotonic() - began:6.0f} s: {facts:,} facts", flush=True)
+                time.sleep(10)
+            seconds, done = (
+                time.monotonic() - began,
+                running.flink.checkpoints(running.id).completed,
+            )
+            while running.flink.checkpoints(running.id).completed < done + 2:  # one of all of it
+                time.sleep(1)
+            pids = [p.id.pid for p in members(servers["workers"], str(state_folder()))]
+            found = {
+                "open transactions": number,
+                "events": number * steps,
+                "state backend": backend,
+                "seconds, from submission": round(seconds),
+                "checkpoint, MB": round(running.flink.checkpoints(running.id).last_size / 1e6),
+                "TaskManager's live heap, MiB": [round(heap), round(live_heap(manager))],
+                "TaskManager, MiB": [round(resident), round(rss(manager))],
+                "Python workers and their pool, MiB": round(sum(map(rss, pids))),
+                "facts": counted("transactions_facts"),
+            }
+        finally:
+            running.flink.cancel(running.id)
+    print(json.dumps(found, indent=2))
+    return 0
+
+
+def of_one_topic(job: Job, topic: str, folder: Path) -> Job:
+    """The job without services, its first metric alone, over a topic whose partitions never seem idle."""
+    kafka = job.source.kafka.model_copy(update={"topics": [topic]})
+    source = {"kafka": kafka, "idle_after": timedelta(hours=10)}
+    changed = job.model_copy(
+        update={
+            "source": job.source.model_copy(update=source),
+            "fields": {**job.fields, "city": FieldSpec(type="string")},
+            "enrich": [],
+            "metrics": job.metrics[:1],
+            "transactions": job.transactions
+            and job.transactions.model_copy(update={"alerts": None}),
+        }
+    )
+    return redirect(changed, sqlite=folder / "documents.db", dead_letters=folder / "dead")
+
+
+def fill(kafka: str, topic: str, number: int, steps: int) -> None:
+    """Events of all transactions, a step after the other; then one that lets the watermark pass."""
+    producer = Producer({"bootstrap.servers": kafka, "linger.ms": 50, "compression.type": "zstd"})
+
+    def put(key: str, event: str, at: int, partition: int) -> None:
+        value = {"event_id": f"{key}-{event}", "event_type": event, "transaction_id": key,
+                 "city": "Jakarta", "event_time": rfc3339(at)}  # fmt: skip
+        producer.produce(topic, json.dumps(value), key, partition=partition, timestamp=at)
+
+    for step, event in enumerate(EVENTS[:steps]):
+        for n in range(number):
+            put(f"trx-{n:032x}", event, START + 20_000 * step + n % 10_000, n % PARTITIONS)
+            if not n % 10_000:
+                producer.poll(0)
+                producer.flush()
+    for partition in range(PARTITIONS):
+        put(f"last-{partition}", "order.created", START + 240_000, partition)
+    producer.flush()
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

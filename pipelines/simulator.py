@@ -57,7 +57,9 @@ class Scenario:
     of event time: at 07:00 in Jakarta, the default start, it is about that, at 03:00 a fifth.
     The shares of late, malformed and duplicated events exclude one another. ``unknown_share`` of
     provider ids and of patient ids are unknown to the directory of the seed. With ``sns`` each
-    event comes in the envelope of SNS. ``part`` tells those of a divided scenario apart.
+    event comes in the envelope of SNS. With ``echoes`` each transaction happens so often at once, under
+    ids of its own: a rate that no world could be drawn at. ``part`` tells those of a divided scenario
+    apart.
 
     >>> Scenario(rate=0)
     Traceback (most recent call last):
@@ -78,6 +80,7 @@ class Scenario:
     peaks: tuple[Peak, ...] = ()
     outages: tuple[Outage, ...] = ()
     sns: bool = False
+    echoes: int = 1
     part: int = 0
 
     def divided(self, n: int) -> "list[Scenario]":
@@ -98,6 +101,8 @@ class Scenario:
             raise ValueError(f"start must have a time zone, such as UTC: {self.start}")
         if not self.rate > 0:
             raise ValueError(f"rate must be more than 0 events per second, not {self.rate}")
+        if not 1 <= self.echoes <= MOST_ECHOES:
+            raise ValueError(f"echoes must be from 1 to {MOST_ECHOES}, not {self.echoes}")
         if self.max_lateness <= MIN_LATENESS:
             raise ValueError(f"max_lateness must be more than 1 s, not {self.max_lateness}")
         for key in ("late_share", "duplicate_share", "malformed_share", "unknown_share"):
@@ -135,8 +140,8 @@ def _messages(scenario: Scenario) -> Iterator[SimulatedMessage]:
         seed=scenario.seed,
         part=scenario.part,
         start=scenario.start,
-        rate=scenario.rate,
-        events=scenario.events,
+        rate=scenario.rate / scenario.echoes,
+        events=-(-scenario.events // scenario.echoes),
         domains=scenario.domains,
         unknown_share=scenario.unknown_share,
         peaks=scenario.peaks,
@@ -148,6 +153,7 @@ def _messages(scenario: Scenario) -> Iterator[SimulatedMessage]:
     duplicate = malformed + scenario.duplicate_share
     least = MIN_LATENESS // timedelta(milliseconds=1)
     spread = scenario.max_lateness // timedelta(milliseconds=1) - least
+    echoes = ECHOES[: scenario.echoes - 1]
     outbox: defaultdict[int, list[SimulatedMessage]] = defaultdict(list)
     published_at = itemgetter(SimulatedMessage._fields.index("timestamp_ms"))
     for second in count(world.start // 1000):
@@ -177,13 +183,39 @@ def _messages(scenario: Scenario) -> Iterator[SimulatedMessage]:
                 value = notification(topic, value.decode(), event_id, sent, event_type)
             if malformed <= fate < duplicate:
                 again = sent + 50 + int(draw() * 2000)
-                outbox[again // 1000].append(
-                    SimulatedMessage(topic, transaction.key, value, again, Kind.DUPLICATE, None)
-                )
-            outbox[sent // 1000].append(
-                SimulatedMessage(topic, transaction.key, value, sent, kind, cause)
-            )
+                twice = SimulatedMessage(topic, transaction.key, value, again, Kind.DUPLICATE, None)
+                outbox[again // 1000].append(twice)
+                if echoes:
+                    outbox[again // 1000] += _echoes(twice, event_id.encode(), echoes)
+            message = SimulatedMessage(topic, transaction.key, value, sent, kind, cause)
+            outbox[sent // 1000].append(message)
+            if echoes:
+                outbox[sent // 1000] += _echoes(message, event_id.encode(), echoes)
         yield from sorted(outbox.pop(second, ()), key=published_at)
+
+
+ECHOES: Final = b"0123456789bcdef"
+"""What tells the ids of an echo from those of its original."""
+MOST_ECHOES: Final = len(ECHOES) + 1
+
+
+def _echoes(message: SimulatedMessage, event_id: bytes, which: bytes) -> list[SimulatedMessage]:
+    """The message as others publish it in the same moment: its ids are theirs, all else is equal."""
+    topic, key, value, sent, kind, cause = message
+    begin, end = event_id[:19], event_id[20:]
+    return [
+        SimulatedMessage(
+            topic,
+            b"tr%c%b" % (one, key[3:]),
+            value.replace(event_id, b"%b%c%b" % (begin, one, end)).replace(
+                key, b"tr%c%b" % (one, key[3:])
+            ),
+            sent,
+            kind,
+            cause,
+        )
+        for one in which
+    ]
 
 
 def malform(value: bytes, rng: random.Random) -> tuple[bytes, Cause]:

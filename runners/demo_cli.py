@@ -63,6 +63,12 @@ def simulate(
         ),
     ] = None,
     sns: Annotated[bool, typer.Option("--sns", help="In the envelope of SNS.")] = False,
+    echoes: Annotated[
+        int,
+        typer.Option(
+            min=1, max=16, help="How often each transaction happens at once, for the highest rates."
+        ),
+    ] = 1,
     processes: Annotated[
         int, typer.Option(min=1, max=64, help="That send a part of the events each.")
     ] = 1,
@@ -102,6 +108,7 @@ def simulate(
             peaks=tuple(map(peak_of, peak or ())),
             outages=tuple(map(outage_of, outage or ())),
             sns=sns,
+            echoes=echoes,
             **chosen,
         )
     except ValueError as error:

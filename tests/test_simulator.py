@@ -491,3 +491,36 @@ def test_a_peak_that_makes_no_sense_is_refused(text: str) -> None:
 def test_an_outage_that_makes_no_sense_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="outage"):
         outage_of(text)
+
+
+@pytest.mark.parametrize("sns", [False, True])
+def test_echoes_are_the_same_events_of_other_transactions(sns: bool) -> None:
+    scenario = Scenario(events=4_000, rate=400, echoes=4, sns=sns, malformed_share=0.02)
+    found = list(simulate(scenario))
+    assert found == list(simulate(scenario))
+    assert len(found) == 4_000
+    families: dict[tuple[bytes, int, str], list[SimulatedMessage]] = {}
+    for message in found:
+        same = (message.key[3:], message.timestamp_ms, message.topic)
+        families.setdefault(same, []).append(message)
+    whole = [family for family in families.values() if len(family) == 4]
+    assert len(whole) > 900  # all but those that others share a moment with, and the last
+    for family in whole:
+        assert len({message.key for message in family}) == 4
+        assert len({(message.kind, message.cause) for message in family}) == 1
+        lengths = {len(message.value) for message in family}
+        assert len(lengths) == 1
+        if family[0].kind is not Kind.MALFORMED:
+            assert len({message.value for message in family}) == 4
+    events = [m for m in found if m.kind in (Kind.NORMAL, Kind.LATE)]
+    position = found[0].value.index(b"event_id") if not sns else 0
+    if not sns:
+        ids = {message.value[position + 11 : position + 47] for message in events}
+        assert len(ids) == len(events)
+    assert all(message.key in message.value for message in events)
+
+
+@pytest.mark.parametrize("echoes", [0, 17])
+def test_more_echoes_than_ids_can_tell_are_refused(echoes: int) -> None:
+    with pytest.raises(ValueError, match="echoes must be from 1 to 16"):
+        Scenario(echoes=echoes)
