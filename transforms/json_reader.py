@@ -1,10 +1,10 @@
 """Objects of JSON read by Arrow, a batch at a time: columns, and each text that is not one object."""
 
+import functools
 import re
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from typing import Final, NamedTuple
 
@@ -168,11 +168,11 @@ class JsonReader:
             return None, None
         return table, None
 
-    @cached_property
+    @functools.cached_property
     def _decimals(self) -> list[str]:
         return [name for name, field in self.fields.items() if pa.types.is_decimal(field.arrow)]
 
-    @cached_property
+    @functools.cached_property
     def _json_schema(self) -> pa.Schema:
         """What Arrow's reader is told to expect of a message: not ``_ROW``, for this is pickled
         and the worker has another."""
@@ -213,10 +213,16 @@ def _numbered(values: pa.Array) -> pa.Buffer:
     In Arrow alone: the strings are cut and joined in C++, and the joined array's own buffer is the
     text. An empty object becomes ``{"_row":1,}``, which fails and is diagnosed alone.
     """
-    heads = pa.array([b'{"%s":%d,' % (_ROW.encode(), i) for i in range(len(values))], pa.binary())
+    heads = _heads(1 << len(values).bit_length())[: len(values)]
     tails = pc.binary_slice(values, 1, 2**31 - 1)
     joined = pc.binary_join_element_wise(heads, tails, b"\n", b"")
     return joined.buffers()[2]
+
+
+@functools.lru_cache(2)
+def _heads(count: int) -> pa.Array:
+    """What the first so many objects begin with: the same in each batch, and dear to make."""
+    return pa.array([b'{"%s":%d,' % (_ROW.encode(), i) for i in range(count)], pa.binary())
 
 
 def is_all(mask: pa.Array) -> bool:
