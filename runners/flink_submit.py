@@ -4,7 +4,7 @@ import logging
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -79,6 +79,7 @@ def submit(
     flink = Flink(where.rest)
     _check(flink, options)
     name = options.name or unique_name(graph.job.job)
+    others = frozenset(job.id for job in flink.jobs())
     folder = forget_ended(flink) / name
     artifacts = folder / "artifacts"
     chosen = pipeline_options(options, where, name, bounded=until is not None)
@@ -88,7 +89,7 @@ def submit(
             try:
                 report(f"submitting {name}")
                 result = pipeline.run()
-                job = await_running(flink, name, partial(_failure, result), report)
+                job = await_running(flink, name, partial(_failure, result), report, others=others)
             except BaseException:
                 cancel_named(flink, name)
                 raise
@@ -177,6 +178,7 @@ def await_running(
     failed: Callable[[], str | None],
     report: Report = lambda message: None,
     *,
+    others: Collection[str] = (),
     within: float = START_WITHIN,
     settle: float = SETTLE,
     clock: Callable[[], float] = time.monotonic,
@@ -184,13 +186,15 @@ def await_running(
 ) -> str:
     """The id of the job of this name, once all its tasks have run for a while, or it has finished.
 
-    ``failed`` gives the cause if the job server could not submit it. Raises ``JobFailed`` for that,
+    ``others`` are the ids of jobs that were there before: one that was stopped may have had the
+    name. ``failed`` gives the cause if the job server could not submit it. Raises ``JobFailed`` for that,
     for a job that fails before it has run (though Flink would start it again), and for one that
     does not run ``within`` so many seconds.
     """
     deadline, since = clock() + within, None
     while True:
-        job = next((job for job in flink.jobs() if job.name == name), None)
+        jobs = (job for job in flink.jobs() if job.name == name and job.id not in others)
+        job = next(jobs, None)
         waits_for = "Flink to take the job"
         if job is None:
             if cause := failed():

@@ -6,8 +6,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -244,6 +244,7 @@ def awaited(
     cluster: Cluster,
     failed: Callable[[], str | None] = lambda: None,
     report: Callable[[str], None] = lambda _: None,
+    others: Collection[str] = (),
 ) -> str:
     """``await_running`` on a clock of which each sleep is a second."""
     now = iter(range(10_000))
@@ -252,6 +253,7 @@ def awaited(
         "a",
         failed,
         report,
+        others=others,
         within=60,
         settle=3,
         clock=lambda: next(now),
@@ -271,6 +273,12 @@ def test_a_job_has_started_when_all_its_tasks_have_run_for_a_while() -> None:
 
 def test_a_job_that_finishes_at_once_has_run() -> None:
     assert awaited(Cluster([[flink_job("FINISHED", finished=2)]])) == RUNS.id
+
+
+def test_a_job_that_was_stopped_is_not_taken_for_the_one_that_resumes_it() -> None:
+    stopped = replace(flink_job("FINISHED", finished=2), id="0" * 32)
+    cluster = Cluster([[stopped], [stopped, RUNS]])
+    assert awaited(cluster, others=[stopped.id]) == RUNS.id
 
 
 def test_what_the_job_server_could_not_submit_has_failed_by_its_cause() -> None:
