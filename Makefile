@@ -5,6 +5,7 @@ BIN := .venv/bin
 ROUNDS ?= 50
 MINUTES ?= 120
 SEED ?= 1
+BOARD ?= yes
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-stack test-failed test-chaos lint clean
@@ -12,8 +13,8 @@ SEED ?= 1
 help: ## Say what there is.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-demo: .venv/installed ## Run the main job over simulated events and check every document.
-	$(BIN)/velocity demo
+demo: .venv/installed ## Run the main job over simulated events, check every document, show them (BOARD=no: don't).
+	$(BIN)/velocity demo $(if $(filter no,$(BOARD)),--no-board)
 
 test: lint ## Run ruff, mypy and all tests that need no server.
 	$(BIN)/python -m pytest -q -n 2 -m "not stack and not chaos"

@@ -5,7 +5,10 @@ from setuptools import Extension, setup
 setup(
     package_dir={"velocity": "."},
     packages=["velocity.io", "velocity.transforms", "velocity.pipelines", "velocity.runners"],
-    package_data={"velocity.pipelines": ["*.yaml"], "velocity.runners": ["java/**/*"]},
+    package_data={
+        "velocity.pipelines": ["*.yaml"],
+        "velocity.runners": ["java/**/*", "board_assets/*"],
+    },
     ext_modules=[
         Extension(
             "velocity.io.kafka_native",

@@ -405,14 +405,21 @@ class Graph:
             topic = self._text(spec.kafka or "", "dead_letters", "kafka")
             return WriteDeadLettersToKafka(topic, self._kafka, job=job)
 
+    @property
+    def dead_letters_at(self) -> tuple[KafkaConfig | None, str]:
+        """Where ``dead_letters`` writes: a cluster and its topic, or no cluster and a folder."""
+        spec = self.job.dead_letters
+        if spec.parquet is not None:
+            return None, self._text(spec.parquet, "dead_letters", "parquet")
+        return self._kafka, self._text(spec.kafka or "", "dead_letters", "kafka")
+
     @cached_property
     def letters(self) -> Letters:
         """What ``dead_letters`` has written, to be read and replayed."""
-        spec, job = self.job.dead_letters, self.job.job
-        if spec.parquet is not None:
-            return ParquetLetters(self._text(spec.parquet, "dead_letters", "parquet"), job)
-        topic = self._text(spec.kafka or "", "dead_letters", "kafka")
-        return KafkaLetters(topic, self._kafka, job)
+        config, place = self.dead_letters_at
+        if config is None:
+            return ParquetLetters(place, self.job.job)
+        return KafkaLetters(place, config, self.job.job)
 
     def apply(self, pipeline: beam.Pipeline, until: Until = None) -> None:
         """Adds the whole job to a pipeline."""

@@ -538,6 +538,16 @@ class MetricSpec(Model):
         description="Names with aggregates: `count()`, `count(x)`, `sum(x)`, `min(x)`, `max(x)`, "
         "`mean(x)` and more, see Aggregates; x is a SQL expression of one row.",
     )
+    units: dict[Name, str] = Field(
+        default_factory=dict,
+        description="Of values, by their names, as people read them beside the number: `IDR`, `km`.",
+    )
+
+    @model_validator(mode="after")
+    def _units_of_values(self) -> "MetricSpec":
+        if unknown := self.units.keys() - self.values.keys():
+            raise ValueError(f"units: {', '.join(sorted(unknown))} is none of the values")
+        return self
 
 
 class BulkSpec(Model):

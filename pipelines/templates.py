@@ -77,7 +77,7 @@ def setup_of(graph: Graph, prefix: str = "") -> Setup:
     pattern = graph.index
     name = f"velocity-{job.job}" + (f".{prefix.strip('-._')}" if prefix else "")
     alias = None if sink.alias is None else sink.alias.replace("{job}", job.job)
-    if alias is not None and pattern.makes(alias, job.job, list(_mappings(graph))):
+    if alias is not None and pattern.makes(alias, job.job, list(mappings_of(graph))):
         raise JobError(
             f"{alias} is the name of an index too; give another alias, or null for none",
             *("sinks", "elasticsearch", "alias"),
@@ -89,7 +89,7 @@ def setup_of(graph: Graph, prefix: str = "") -> Setup:
     components = {f"{name}@settings": _component(job, settings)}
     indices: dict[str, IndexTemplate] = {}
     custom = f"velocity-{job.job}@custom"
-    mappings = _mappings(graph)
+    mappings = mappings_of(graph)
     metrics = list(mappings)
     groups = mappings if pattern.by_metric else {"*": _merged(mappings)}
     for metric, mapping in groups.items():
@@ -157,7 +157,7 @@ def _time(duration: timedelta) -> str:
 # -- mappings -------------------------------------------------------------------------------------
 
 
-def _mappings(graph: Graph) -> dict[str, dict[str, Any]]:
+def mappings_of(graph: Graph) -> dict[str, dict[str, Any]]:
     """For each metric its documents' mapping."""
     reduction = graph.metrics.reduction
     mappings = {}

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from velocity.pipelines.jobfile import JobFileError
 from velocity.runners.archive_cli import archive_app
+from velocity.runners.board_cli import add_board_command
 from velocity.runners.dashboards_cli import dashboards_app
 from velocity.runners.dead_letters_cli import dead_letters_app
 from velocity.runners.demo_cli import add_demo_commands
@@ -84,6 +85,7 @@ add_replay_command(app)
 add_elastic_commands(app)
 add_demo_commands(app)
 add_trace_command(app)
+add_board_command(app)
 
 
 def main() -> None:

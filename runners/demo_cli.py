@@ -1,5 +1,7 @@
 """The commands ``velocity simulate`` and ``velocity demo``."""
 
+import os
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -158,10 +160,17 @@ def demo(
     folder: Annotated[
         Path, typer.Option(help="For documents and dead letters; replaced if it is a demo's.")
     ] = Path("demo"),
+    board: Annotated[
+        bool,
+        typer.Option(
+            "--board/--no-board", help="Serve the board of it then, where the output is a terminal."
+        ),
+    ] = True,
 ) -> None:
     """Run the main job, or all, over simulated events, and check each document by recomputation.
 
-    Needs nothing but Python: Kafka and the REST service are embedded, documents go into SQLite.
+    Needs nothing but Python: Kafka and the REST service are embedded, documents go into SQLite. On a
+    terminal it goes on to serve the board of them, until Ctrl-C.
     """
     if not _may_replace(folder):
         raise typer.BadParameter(
@@ -169,17 +178,26 @@ def demo(
         )
 
     if all_:
-        from velocity.runners.whole import demo_all
+        from velocity.runners.whole import demo_all, whole
 
-        number = events or 10_000
-        raise typer.Exit(
-            injected(ctx, "demo_all", demo_all)(events=number, seed=seed, folder=folder)
-        )
+        run = injected(ctx, "demo_all", demo_all)
+        code = run(events=events or 10_000, seed=seed, folder=folder)
+        shown = [*whole().counting]
+    else:
+        from velocity.runners.demo import JOB
+        from velocity.runners.demo import demo as usual
 
-    from velocity.runners.demo import demo as usual
+        code = injected(ctx, "demo", usual)(events=events or 200_000, seed=seed, folder=folder)
+        shown = [jobfile.load(JOB)]
+    # In CI nobody would look, nor end it.
+    if code or not board or not sys.stdout.isatty() or os.environ.get("CI"):
+        raise typer.Exit(code)
+    from velocity.pipelines.graph import Graph
+    from velocity.runners.board_cli import serve
 
-    number = events or 200_000
-    raise typer.Exit(injected(ctx, "demo", usual)(events=number, seed=seed, folder=folder))
+    graphs = [Graph(job) for job in shown]
+    store, letters = folder / "documents.db", str(folder / "dead-letters")
+    raise typer.Exit(injected(ctx, "serve", serve)(graphs, store, letters))
 
 
 def _may_replace(folder: Path) -> bool:
