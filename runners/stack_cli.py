@@ -21,7 +21,7 @@ from velocity.runners.stack_errors import StackError
 from velocity.runners.stack_java import installed_jdks
 from velocity.runners.stack_paths import cache_folder, state_folder
 from velocity.runners.stack_status import ComponentStatus
-from velocity.runners.terminal import Json
+from velocity.runners.terminal import Json, duration
 
 PORT_NAMES: Final = tuple(port for ports in PORTS.values() for port in ports)
 
@@ -185,6 +185,54 @@ def down(components: Components = None, as_json: Json = False) -> None:
             print(json.dumps({"ended": ended}))
         else:
             print(f"{ended} process{'' if ended == 1 else 'es'} ended.")
+
+
+@stack_app.command(
+    epilog="Examples: velocity stack demo · velocity stack demo --events 5000 --job transactions."
+    f" {EXIT_CODES}"
+)
+def demo(
+    events: Annotated[int, typer.Option(min=1, help="Simulated events.")] = 20_000,
+    rate: Annotated[float, typer.Option(min=1, help="Events pushed per second.")] = 100.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same events.")] = 1,
+    job: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Which to run of the jobs that count.", show_default="all"
+        ),
+    ] = None,
+    idle_after: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DURATION",
+            help="After how long without events the last windows close.",
+            show_default="the jobs' own, 1m",
+        ),
+    ] = None,
+) -> None:
+    """Run the whole system on the stack, live, and check each document by recomputation.
+
+    Brings up what is not up. SNS envelopes are pushed over HTTP, one job on Flink enriches, the others
+    count into Elasticsearch. Ctrl-C cancels the jobs; the stack stays up.
+    """
+    console = Console(stderr=True, highlight=False)
+
+    def report(name: str, message: str) -> None:
+        console.print(f"{name:14} {message}", markup=False, soft_wrap=True)
+
+    idle = None if idle_after is None else duration(idle_after, "--idle-after")
+    with _plain_errors(False):
+        stack = Stack(state_folder())
+        machine = Machine(jdks=installed_jdks(), cache=cache_folder())
+        state = stack.up(machine, NAMES, settings=Settings(slots=8), report=report)
+
+        from velocity.runners.stack_demo import StackDemo
+
+        made = StackDemo(
+            state, events=events, rate=rate, seed=seed, only=job or (), idle_after=idle,
+            console=console,
+        )  # fmt: skip
+        raise typer.Exit(made.run())
 
 
 def _ports(given: Sequence[str]) -> dict[str, int]:
