@@ -1,17 +1,19 @@
 """``velocity archive``: what a job's archive holds, its upkeep, and SQL for what reads it."""
 
+import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.table import Table
 
 from velocity.pipelines import jobfile
 from velocity.runners.exit_codes import codes
-from velocity.runners.terminal import JobPath, duration, output, time_with_offset
+from velocity.runners.terminal import JobPath, Json, duration, output, time_with_offset
 
 if TYPE_CHECKING:
     from velocity.io.archive_files import ArchiveFile, Kind
@@ -50,23 +52,38 @@ def list_(
     start: From = None,
     stop: To = None,
     files: Annotated[bool, typer.Option("--files", help="Each file, not each day.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show how many files and bytes there are of each day."""
     graph, kind = opened(path, options, raw)
     found = _files(graph, kind, start, stop)
+    if files and as_json:
+        print(json.dumps({"files": [{"path": f.path, "bytes": f.bytes} for f in found]}))
+        return
     if files:
         for file in found:
             print(f"{file.bytes}\t{file.path}")
         return
+    days = _days(found)
+    if as_json:
+        print(json.dumps({"job": graph.job.job, "kind": kind, "days": days}))
+        return
     table = Table(title=f"{kind} archive of {graph.job.job}", title_justify="left")
     for name in ("date", "hours", "files", "MiB"):
         table.add_column(name, justify="left" if name == "date" else "right")
-    dates = sorted({file.hour.date() for file in found})
-    for date in dates:
+    for day in days:
+        size = f"{day['bytes'] / 2**20:,.1f}"
+        table.add_row(day["date"], str(day["hours"]), str(day["files"]), size)
+    output().print(table)
+
+
+def _days(found: "list[ArchiveFile]") -> list[dict[str, Any]]:
+    days = []
+    for date in sorted({file.hour.date() for file in found}):
         of_date = [file for file in found if file.hour.date() == date]
         hours, size = len({file.hour for file in of_date}), sum(file.bytes for file in of_date)
-        table.add_row(str(date), str(hours), str(len(of_date)), f"{size / 2**20:,.1f}")
-    output().print(table)
+        days.append({"date": str(date), "hours": hours, "files": len(of_date), "bytes": size})
+    return days
 
 
 @archive_app.command(epilog=f"Example: velocity archive compact job.yaml. {EXIT_CODES}")
@@ -76,6 +93,7 @@ def compact(
     raw: Raw = False,
     start: From = None,
     stop: To = None,
+    as_json: Json = False,
 ) -> None:
     """Make few large files of many small ones, each event once; also while the job runs."""
     from velocity.io import archive_keep
@@ -90,6 +108,9 @@ def compact(
         stop=_time(stop, "--to"),
         rows_per_file=graph.job.archive.rows_per_file,
     )
+    if as_json:
+        print(json.dumps(asdict(done)))
+        return
     print(
         f"{done.before:,} files became {done.after:,}, with {done.rows:,} events; "
         f"{done.abandoned:,} of failed attempts removed"
@@ -109,6 +130,7 @@ def expire(
     older_than: Annotated[
         str | None, typer.Option(metavar="DURATION", help="The same, so long ago: 90d.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Remove old hours. A replay refuses what reaches into them."""
     from velocity.io import archive_keep
@@ -120,6 +142,9 @@ def expire(
     at = _time(before, "--before") or now() - duration(older_than or "", "--older-than")
     assert graph.archive_path
     gone = archive_keep.expire(graph.archive_path, kind, graph.job.job, at)
+    if as_json:
+        print(json.dumps({"removed": [file.path for file in gone], "before": at.isoformat()}))
+        return
     size = sum(file.bytes for file in gone) / 2**20
     print(f"{len(gone):,} files of {size:,.1f} MiB removed, of hours that end by {at.isoformat()}")
 
@@ -149,6 +174,7 @@ def ddl(
     ] = None,
     start: From = None,
     stop: To = None,
+    as_json: Json = False,
 ) -> None:
     """Print the SQL by which a warehouse reads the enriched archive."""
     from velocity.io import archive_ddl
@@ -162,7 +188,8 @@ def ddl(
     where = (graph.schema, graph.archive_path, graph.job.job)
     name = table or graph.job.job
     if athena:
-        print(archive_ddl.athena(*where, table=name, database=database or "default"), end="")
+        sql = archive_ddl.athena(*where, table=name, database=database or "default")
+        print(json.dumps({"sql": sql}) if as_json else sql, end="\n" if as_json else "")
         return
     found = _files(graph, kind, start, stop)
     if manifest:
@@ -170,7 +197,7 @@ def ddl(
     sql = archive_ddl.redshift(
         *where, found, table=name, database=database or "spectrum", role=role
     )
-    print(sql, end="")
+    print(json.dumps({"sql": sql}) if as_json else sql, end="\n" if as_json else "")
 
 
 def opened(path: Path, options: Sequence[str] | None, raw: bool) -> tuple["Graph", "Kind"]:

@@ -75,8 +75,8 @@ def kibana(
     from velocity.io.kibana import Kibana
     from velocity.pipelines.kibana import ndjson, overview, saved_objects
 
-    if push is None and as_json:
-        raise typer.BadParameter("it goes with --push", param_hint="--json")
+    if push is None and out is None and as_json:
+        raise typer.BadParameter("it goes with --push or --out", param_hint="--json")
     server = None
     if push is not None:
         if (username is None) != (password is None):
@@ -93,9 +93,13 @@ def kibana(
         out.write_text(text, "utf-8")
     if server is not None:
         count = server.push(text)
-        print(json.dumps({"imported": count}) if as_json else f"{count} objects imported.")
+        if not as_json:
+            print(f"{count} objects imported.")
     elif out is None:
         print(text, end="")
+    if as_json:
+        told = {"imported": count} if server is not None else {"written": [str(out)]}
+        print(json.dumps(told))
 
 
 @dashboards_app.command(
@@ -108,6 +112,7 @@ def grafana(
         Path | None,
         typer.Option(metavar="FILE", help="Where to write it.", show_default="the output"),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Write a job's dashboard for Grafana (10.4 or later), over Elasticsearch.
 
@@ -122,6 +127,8 @@ def grafana(
         print(text)
     else:
         out.write_text(f"{text}\n", "utf-8")
+        if as_json:
+            print(json.dumps({"written": [str(out)]}))
 
 
 @dashboards_app.command(
@@ -143,6 +150,7 @@ def operations(
     dead_letters_target: Annotated[
         float, typer.Option(metavar="SHARE", help="Of the messages, for each cause.")
     ] = 0.01,
+    as_json: Json = False,
 ) -> None:
     """Write a Grafana dashboard and Prometheus alert rules for those who run jobs on Flink."""
     from velocity.pipelines.alert_rules import Targets, as_yaml
@@ -164,7 +172,10 @@ def operations(
     }
     for name, text in written.items():
         (folder / name).write_text(text, "utf-8")
-        print(folder / name)
+        if not as_json:
+            print(folder / name)
+    if as_json:
+        print(json.dumps({"written": [str(folder / name) for name in written]}))
 
 
 def _boards(paths: Sequence[Path]) -> "tuple[Board, ...]":

@@ -1,5 +1,6 @@
 """The commands ``velocity simulate`` and ``velocity demo``."""
 
+import json
 import os
 import sys
 import time
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from velocity.pipelines import jobfile
 from velocity.runners.exit_codes import codes
-from velocity.runners.terminal import injected, time_with_offset
+from velocity.runners.terminal import Json, injected, time_with_offset
 
 EXIT_CODES: Final = codes(130)
 
@@ -80,6 +81,7 @@ def simulate(
     job: Annotated[
         Path | None, typer.Option(metavar="JOB", help="The job that --expected is for.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Write simulated events to Kafka: four domains of a health service, with their faults.
 
@@ -133,14 +135,22 @@ def simulate(
             )
     seconds = time.monotonic() - began
     ended = "interrupted; " if produced.interrupted else ""
-    print(f"{ended}{produced.messages:,} messages sent to {bootstrap_servers} in {seconds:.1f} s")
-    if produced.interrupted:
-        raise typer.Exit(130)
-    if expected is not None and job is not None:
+    told: dict[str, Any] = {"messages": produced.messages, "seconds": round(seconds, 3)}
+    if not as_json:
+        print(
+            f"{ended}{produced.messages:,} messages sent to {bootstrap_servers} in {seconds:.1f} s"
+        )
+    if expected is not None and job is not None and not produced.interrupted:
         from velocity.runners.demo import write_expected
 
         count = write_expected(expected, jobfile.load(job), scenario.divided(processes))
-        print(f"{count:,} documents expected of {job}: {expected}")
+        told |= {"documents": count}
+        if not as_json:
+            print(f"{count:,} documents expected of {job}: {expected}")
+    if as_json:
+        print(json.dumps(told | {"interrupted": produced.interrupted}))
+    if produced.interrupted:
+        raise typer.Exit(130)
 
 
 def demo(
@@ -166,6 +176,7 @@ def demo(
             "--board/--no-board", help="Serve the board of it then, where the output is a terminal."
         ),
     ] = True,
+    as_json: Json = False,
 ) -> None:
     """Run the main job, or all, over simulated events, and check each document by recomputation.
 
@@ -177,20 +188,24 @@ def demo(
             f"{folder} holds other things than a demo's; name another", param_hint="--folder"
         )
 
+    more: dict[str, Any] = {"console": Console(stderr=True)} if as_json else {}
     if all_:
         from velocity.runners.whole import demo_all, whole
 
         run = injected(ctx, "demo_all", demo_all)
-        code = run(events=events or 10_000, seed=seed, folder=folder)
         shown = [*whole().counting]
     else:
         from velocity.runners.demo import JOB
         from velocity.runners.demo import demo as usual
 
-        code = injected(ctx, "demo", usual)(events=events or 200_000, seed=seed, folder=folder)
+        run = injected(ctx, "demo", usual)
         shown = [jobfile.load(JOB)]
+    number = events or (10_000 if all_ else 200_000)
+    code = run(events=number, seed=seed, folder=folder, **more)
+    if as_json:
+        print(json.dumps({"exact": code == 0, "events": number, "folder": str(folder)}))
     # In CI nobody would look, nor end it.
-    if code or not board or not sys.stdout.isatty() or os.environ.get("CI"):
+    if code or as_json or not board or not sys.stdout.isatty() or os.environ.get("CI"):
         raise typer.Exit(code)
     from velocity.pipelines.graph import Graph
     from velocity.runners.board_cli import serve

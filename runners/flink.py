@@ -93,7 +93,6 @@ class FlinkOptions:
     name: str | None = None
     """In Flink; None makes one of the job's name and the time."""
     detach: bool = False
-    as_json: bool = False
     streaming: bool = True
     """Whether Flink runs it as a stream; bounded input it may run as a batch too."""
 
@@ -128,7 +127,6 @@ class FlinkOptions:
             for option, value in (
                 ("--detach", self.detach),
                 ("--worker-pool", self.worker_pool),
-                ("--json", self.as_json),
             ):
                 if value:
                     raise ValueError(

@@ -1,5 +1,6 @@
 """The commands of ``velocity ingest``: events of Amazon SNS into Kafka, pushed or from a queue."""
 
+import json
 import os
 import re
 import signal
@@ -41,6 +42,13 @@ Key = Annotated[
     str | None,
     typer.Option(metavar="PATH", help="Of the message's key in its JSON: order.id."),
 ]
+JsonLines = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print JSON lines for other programs: as it begins, and what came at the end.",
+    ),
+]
 Options = Annotated[
     list[str] | None,
     typer.Option(
@@ -73,6 +81,7 @@ def sns(
             metavar="DIR", help="SNS's own certificates, by their names, where AWS is out of reach."
         ),
     ] = None,
+    as_json: JsonLines = False,
 ) -> None:
     """Serve an HTTPS endpoint that SNS topics push to.
 
@@ -96,12 +105,16 @@ def sns(
         _delivery(bootstrap_servers, kafka_option),
         Verifier(folder=signing_certificates),
     )
-    with SnsServer((host, int(port)), subscriber, tls) as server, _counted(subscriber.counts):
+    with (
+        SnsServer((host, int(port)), subscriber, tls) as server,
+        _counted(subscriber.counts, as_json),
+    ):
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1})
         told = _until_told()  # before anybody hears that it listens
         thread.start()
         scheme = "https" if tls else "http"
-        print(f"listening on {scheme}://{host}:{server.server_address[1]}", flush=True)
+        url = f"{scheme}://{host}:{server.server_address[1]}"
+        _say("listening", url, f"listening on {url}", as_json)
         try:
             told.wait()
         finally:
@@ -121,6 +134,7 @@ def sqs(
     key: Key = None,
     kafka_option: Options = None,
     threads: Annotated[int, typer.Option(min=1, max=64, help="That poll the queue.")] = 4,
+    as_json: JsonLines = False,
 ) -> None:
     """Move messages of an SQS queue, which subscribes to SNS topics, to Kafka.
 
@@ -134,11 +148,11 @@ def sqs(
     routes, delivery = _routes(route, key), _delivery(bootstrap_servers, kafka_option)
     consumer = SqsConsumer(boto3.client("sqs"), queue, routes, delivery)
     stop = _until_told()
-    with _counted(consumer.counts), ThreadPoolExecutor(threads, "poller") as pool:
+    with _counted(consumer.counts, as_json), ThreadPoolExecutor(threads, "poller") as pool:
         pollers = [pool.submit(consumer.run, stop) for _ in range(threads)]
         for poller in pollers:
             poller.add_done_callback(lambda _: stop.set())  # one that fails ends all
-        print(f"emptying {queue}", flush=True)
+        _say("emptying", queue, f"emptying {queue}", as_json)
         for poller in pollers:
             poller.result()
 
@@ -195,6 +209,10 @@ def kafka_option(name: str, value: str, environ: Mapping[str, str]) -> str:
     return VARIABLE.sub(known, value)
 
 
+def _say(what: str, where: str, text: str, as_json: bool) -> None:
+    print(json.dumps({what: where}) if as_json else text, flush=True)
+
+
 def _until_told() -> threading.Event:
     """Is set by SIGTERM and Ctrl-C: what is at work is finished, and no more begun."""
     told = threading.Event()
@@ -204,9 +222,11 @@ def _until_told() -> threading.Event:
 
 
 @contextmanager
-def _counted(counts: Counter[str]) -> Iterator[None]:
+def _counted(counts: Counter[str], as_json: bool) -> Iterator[None]:
     try:
         yield
     finally:
+        if as_json:
+            print(json.dumps({"counts": dict(counts)}), flush=True)
         told = ", ".join(f"{n:,} {what}" for what, n in sorted(counts.items()))
         print(told or "nothing came", file=sys.stderr)

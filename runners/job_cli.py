@@ -79,7 +79,7 @@ def _counts(job: Job) -> dict[str, int]:
     return {what if n == 1 else f"{what}s": n for what, n in counts.items()}
 
 
-def schema() -> None:
+def schema(as_json: Json = False) -> None:
     """Print the JSON Schema of job files.
 
     Editors complete keys and explain them by it. With the YAML language server (VS Code's YAML
@@ -104,6 +104,7 @@ def plan(
     format_: Annotated[
         Format, typer.Option("--format", help="A tree, a Mermaid flowchart, or JSON.")
     ] = Format.TEXT,
+    as_json: Json = False,
 ) -> None:
     """Show the graph of a job: its steps, and what each does.
 
@@ -112,7 +113,7 @@ def plan(
     from velocity.pipelines import plan as plans
 
     job = jobfile.load(path)
-    match format_:
+    match Format.JSON if as_json else format_:
         case Format.TEXT:
             output().print(plans.tree(job))
         case Format.MERMAID:

@@ -158,7 +158,7 @@ def _on_cluster(part: _PartOfReplay, where: Where, name: str, console: Console) 
     with quiet(), console.status(f"{part.job.job}: {name}: starting") as status:
         job = submit(part, where.flink, where.options, "latest", report=status.update)
     console.print(f"{name}: {job.name} runs on Flink at {job.flink.url}", highlight=False)
-    if watch(job.flink, job.id, job.name, console=console, as_json=where.flink.as_json):
+    if watch(job.flink, job.id, job.name, console=console):
         raise JobFailed(f"{job.name} did not finish: look at it in Flink at {job.flink.url}")
     vertices = job.flink.vertices(job.id)
     return job.flink.counters(job.id, vertices, "velocity")

@@ -10,7 +10,7 @@ import typer
 
 from velocity.pipelines import jobfile
 from velocity.runners.exit_codes import codes
-from velocity.runners.terminal import JobPath, duration, time_with_offset
+from velocity.runners.terminal import JobPath, Json, duration, time_with_offset
 
 EXIT_CODES: Final = codes(130, _1="the job is wrong, or failed")
 _SAFE: Final = "Beside a live job"
@@ -139,6 +139,7 @@ def replay(
         bool,
         typer.Option("--batch", help="As a batch, not as a stream.", rich_help_panel="On Flink"),
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Read a stretch of history again, through the same graph, to the same documents.
 
@@ -191,7 +192,9 @@ def replay(
         into=into,
         swap=swap,
     )
-    raise typer.Exit(carry_out(plan, "dry" if dry_run else "compare" if compare else "write"))
+    raise typer.Exit(
+        carry_out(plan, "dry" if dry_run else "compare" if compare else "write", as_json=as_json)
+    )
 
 
 def _time(text: str, option: str) -> datetime:

@@ -1,9 +1,10 @@
 """A replay carried out: written, counted or compared."""
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +23,7 @@ from velocity.io.kafka_history import check_history
 from velocity.io.records import Document, now
 from velocity.io.replay_state import ReplayState
 from velocity.io.sqlite import WriteToSqlite, read_documents
-from velocity.pipelines.compare import changes
+from velocity.pipelines.compare import Change, changes
 from velocity.pipelines.graph import Graph
 from velocity.pipelines.job import Sinks, SqliteSink
 from velocity.pipelines.replay import KAFKA, SOURCES, Replay, ReplayError
@@ -59,9 +60,11 @@ def carry_out(
     *,
     console: Console | None = None,
     out: Callable[[str], None] = print,
+    as_json: bool = False,
     clock: Callable[[], datetime] = now,
 ) -> int:
-    """Carries a replay out; the exit code. What is for the user's programs goes to ``out``."""
+    """Carries a replay out; the exit code. What is for the user's programs goes to ``out``: lines,
+    or one JSON object."""
     console = console or Console(stderr=True)
     FileSystems.set_options(PipelineOptions(list(plan.where.options)))
     replay = plan.replay
@@ -77,17 +80,16 @@ def carry_out(
         console.print(f"left out, as their windows are global: {names}", highlight=False)
     if replay.source == KAFKA:
         check_history(*replay.kafka_since(parts[0]))
-    match mode:
-        case "dry":
-            _dry(plan, parts, console, out)
-        case "compare":
-            _compare(plan, parts, console, out)
-        case "write":
-            _write(plan, parts, console, out)
+    carried_out = {"dry": _dry, "compare": _compare, "write": _write}[mode]
+    report = carried_out(plan, parts, console, (lambda line: None) if as_json else out)
+    if as_json:
+        out(json.dumps({"job": replay.job.job, "mode": mode, **report}))
     return 0
 
 
-def _write(plan: Plan, parts: Sequence[Part], console: Console, out: Callable[[str], None]) -> None:
+def _write(
+    plan: Plan, parts: Sequence[Part], console: Console, out: Callable[[str], None]
+) -> dict[str, Any]:
     graph = _target(plan)
     if plan.into:
         with graph.elasticsearch.open() as client:
@@ -113,8 +115,10 @@ def _write(plan: Plan, parts: Sequence[Part], console: Console, out: Callable[[s
         for sign, names in (("+", moved.added), ("-", moved.removed)):
             for name in names:
                 out(f"{moved.alias} {sign} {name}")
-    elif plan.into:
+        return {"counters": dict(counters), "alias": moved._asdict()}
+    if plan.into:
         out(f"ready: velocity alias swap JOB {plan.into}    and back: velocity alias rollback")
+    return {"counters": dict(counters), "into": plan.into}
 
 
 def _target(plan: Plan) -> Graph:
@@ -177,7 +181,9 @@ def _made(
     return counters, read_documents(store) if Path(store).exists() else {}
 
 
-def _dry(plan: Plan, parts: Sequence[Part], console: Console, out: Callable[[str], None]) -> None:
+def _dry(
+    plan: Plan, parts: Sequence[Part], console: Console, out: Callable[[str], None]
+) -> dict[str, Any]:
     with TemporaryDirectory(prefix="velocity-replay-") as folder:
         counters, documents = _made(plan, parts, console, folder)
     windows = {(d["metric"], d["window_start"], d["window_end"]) for d in documents.values()}
@@ -199,19 +205,21 @@ def _dry(plan: Plan, parts: Sequence[Part], console: Console, out: Callable[[str
             "for keys that come from another service not at all; calls are at least so many.",
             soft_wrap=True,
         )
+    return {"counts": {name.replace(" ", "_").lower(): count for name, count in counts.items()}}
 
 
 def _compare(
     plan: Plan, parts: Sequence[Part], console: Console, out: Callable[[str], None]
-) -> None:
+) -> dict[str, Any]:
     graph = _target(plan)
     with TemporaryDirectory(prefix="velocity-replay-") as folder:
         counters, made = _made(plan, parts, console, folder)
     found: Counter[str] = Counter()
+    told: list[Change] = []
     for change in changes(made, _stored(graph, made)):
         found[change.verdict] += 1
-        shown = sum(n for verdict, n in found.items() if verdict not in ("same", "stale"))
-        if change.verdict not in ("same", "stale") and shown <= _SHOWN:
+        if change.verdict not in ("same", "stale") and len(told) < _SHOWN:
+            told.append(change)
             out(str(change))
     out(
         f"{len(made):,} documents: {found['new']:,} new, {found['changed']:,} changed, "
@@ -220,6 +228,7 @@ def _compare(
     )
     for line in _left_out(counters):
         out(line)
+    return {"verdicts": dict(found), "changes": [asdict(change) for change in told]}
 
 
 def _stored(graph: Graph, made: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -1,5 +1,6 @@
 """Running a job: its graph on a runner, with progress while it runs and its counters at the end."""
 
+import json
 import re
 import signal
 import traceback
@@ -84,6 +85,7 @@ def run_job(
     options: list[str],
     flink: FlinkOptions | None = None,
     command: Sequence[str] = (),
+    as_json: bool = False,
     console: Console | None = None,
 ) -> int:
     """Runs a job to its end, or until it is stopped; the exit code, 0 if all went well.
@@ -96,12 +98,15 @@ def run_job(
     flink = flink or FlinkOptions()
     _set_up(graph, console)
     if runner == "flink" and flink.master != LOCAL:
-        return _on_cluster(graph, flink, options, until, command, console)
+        return _on_cluster(graph, flink, options, until, command, console, as_json)
     if runner == "flink":
         counters = in_job_server(graph, flink, options, until, console)
     else:
         counters = run(graph, options_for(runner, options), until, console)
-    console.print(summary(counters))
+    if as_json:
+        print(json.dumps({"job": job.job, "counters": dict(counters)}))
+    else:
+        console.print(summary(counters))
     return 0
 
 
@@ -198,6 +203,7 @@ def _on_cluster(
     until: Until,
     command: Sequence[str],
     console: Console,
+    as_json: bool,
 ) -> int:
     """Submits a graph, and watches it unless that is not wanted."""
     with quiet(), console.status(f"{graph.job.job}: starting") as status:
@@ -206,14 +212,14 @@ def _on_cluster(
         f"{job.name} runs on Flink at {job.flink.url}, id {job.id}", highlight=False, soft_wrap=True
     )
     if flink.detach:
-        print(job.id)
+        print(json.dumps({"id": job.id, "name": job.name}) if as_json else job.id)
         console.print(
             f"look: velocity jobs    stop with a savepoint: velocity stop {job.name}",
             highlight=False,
             soft_wrap=True,
         )
         return 0
-    return watch(job.flink, job.id, job.name, console=console, as_json=flink.as_json)
+    return watch(job.flink, job.id, job.name, console=console, as_json=as_json)
 
 
 def counters_of(result: Any) -> Counters:

@@ -14,7 +14,14 @@ from velocity.pipelines import jobfile
 from velocity.pipelines.job import LAST_GENERATION
 from velocity.runners.exit_codes import codes
 from velocity.runners.flink import FlinkOptions
-from velocity.runners.terminal import JobPath, complain, duration, injected, time_with_offset
+from velocity.runners.terminal import (
+    JobPath,
+    as_json_asked,
+    complain,
+    duration,
+    injected,
+    time_with_offset,
+)
 
 EXIT_CODES: Final = codes(130, _1="the job is wrong, or failed")
 
@@ -174,7 +181,10 @@ def run(
     as_json: Annotated[
         bool,
         typer.Option(
-            "--json", help="Show the job as JSON lines, every 10 s.", rich_help_panel=_FLINK
+            "--json",
+            callback=as_json_asked,
+            help="Print a JSON object for other programs: of what was counted, when the job has ended;"
+            " on a Flink cluster how it is, every 10 s, and with --detach its id.",
         ),
     ] = False,
 ) -> None:
@@ -207,7 +217,6 @@ def run(
         allow_non_restored_state=allow_non_restored_state or None,
         name=name,
         detach=detach or None,
-        as_json=as_json or None,
     )
     job, source = jobfile.read(path)
     if sqlite is not None and not job.metrics:
@@ -224,7 +233,11 @@ def run(
     if until is None and stop is not None:
         complain("run", f"{_BOUNDED_ONLY[runner]}; reading up to now (--until now)")
     raise typer.Exit(
-        injected(ctx, "run_job", partial(run_job, flink=flink, command=command_again(ctx)))(
+        injected(
+            ctx,
+            "run_job",
+            partial(run_job, flink=flink, command=command_again(ctx), as_json=as_json),
+        )(
             job,
             runner.value,
             until=stop,
@@ -238,7 +251,7 @@ def run(
 def _flink_options(runner: Runner, **given: Any) -> FlinkOptions:
     """The options that were given; wrong usage if they are not for this runner, or wrong."""
     chosen = {option: value for option, value in given.items() if value is not None}
-    names = {"master": "--flink-master", "as_json": "--json"}
+    names = {"master": "--flink-master"}
     if chosen and runner is not Runner.FLINK:
         option = next(iter(chosen))
         raise typer.BadParameter(

@@ -223,7 +223,8 @@ class FlinkProcess(Server):
         self._jdk = jdk
         self._configuration = dict(configuration)
         if metrics is not None:
-            self._configuration["metrics.reporter.prom.port"] = metrics
+            # As text: of a number the reporter knows nothing, and takes its own, which another has.
+            self._configuration["metrics.reporter.prom.port"] = str(metrics)
 
     @property
     def _conf(self) -> Path:

@@ -17,14 +17,17 @@ JSON: Final = "velocity.json"
 """In the metadata of a command's context: whether programs read what it prints."""
 
 
-def _as_json(ctx: typer.Context, wanted: bool) -> bool:
+def as_json_asked(ctx: typer.Context, wanted: bool) -> bool:
+    """Notes for errors whether ``--json`` was given: the callback of that option."""
     ctx.meta[JSON] = wanted
     return wanted
 
 
 Json = Annotated[
     bool,
-    typer.Option("--json", callback=_as_json, help="Print one JSON object for other programs."),
+    typer.Option(
+        "--json", callback=as_json_asked, help="Print one JSON object for other programs."
+    ),
 ]
 JobPath = Annotated[Path, typer.Argument(metavar="JOB", help="A job file: docs/jobs.md.")]
 

@@ -26,12 +26,14 @@ SEED = 5
 
 
 @contextmanager
-def flink_cluster(folder: Path, temporary: Path, environ: Mapping[str, str]) -> Iterator[Cluster]:
-    """A stack with Kafka and Flink, its state in ``folder``."""
+def flink_cluster(
+    folder: Path, temporary: Path, environ: Mapping[str, str], *options: str
+) -> Iterator[Cluster]:
+    """A stack with Kafka and Flink, its state in ``folder``; ``options`` are of ``stack up``."""
     variables = {"VELOCITY_STATE": str(folder), "TMPDIR": str(temporary)}
     found = Cluster(folder, {**os.environ, **variables, **environ})
     try:
-        found("stack", "up", "kafka", "flink")
+        found("stack", "up", "kafka", "flink", *options)
         found.environ["KAFKA"] = found.address("kafka")
         yield found
     finally:

@@ -68,7 +68,6 @@ CLUSTER = Target("127.0.0.1:8081", "127.0.0.1:50000")
         ({"name": "../x"}, "--name"),
         ({"master": "local", "detach": True}, "--detach is for a Flink cluster"),
         ({"master": "local", "worker_pool": "h:1"}, "--worker-pool is for a Flink cluster"),
-        ({"master": "local", "as_json": True}, "--json is for a Flink cluster"),
     ],
 )
 def test_what_can_not_be_is_refused_with_the_option_to_mend(
@@ -185,7 +184,6 @@ def job(tmp_path: Path) -> Path:
     [
         (["--parallelism", "2"], "--parallelism is for --runner flink"),
         (["--flink-master", "local"], "--flink-master is for --runner flink"),
-        (["--json"], "--json is for --runner flink"),
         (["--runner", "flink", "--parallelism", "0"], "--parallelism is 0"),
         (["--runner", "flink", "--checkpoint-interval", "10"], "duration"),
     ],

@@ -5,22 +5,28 @@ import re
 import signal
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import cycle
 from pathlib import Path
 
 import pytest
+import urllib3
 import yaml
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewPartitions, NewTopic
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.cluster import Cluster, until
 from tests.flink_jobs import SEED, Case, end_all, flink_cluster
+from tests.test_alert_rules import expressions, names
+from velocity.io.records import Cause
 from velocity.pipelines.directory import directory
 from velocity.pipelines.jobfile import load
 from velocity.pipelines.recompute import differences
+from velocity.pipelines.signals import exposed
 from velocity.pipelines.simulator import Scenario, SimulatedMessage, simulate
 from velocity.runners.demo import expected
 from velocity.runners.embedded import DirectoryService
@@ -33,7 +39,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("stack") / "state"
     with DirectoryService(directory(SEED).tables()) as service:
         services = {"PROVIDERS": service.url, "PATIENTS": service.url}
-        with flink_cluster(folder, tmp_path_factory.mktemp("temporary"), services) as found:
+        temporary = tmp_path_factory.mktemp("temporary")
+        with flink_cluster(folder, temporary, services, "--prometheus") as found:
             yield found
 
 
@@ -139,6 +146,32 @@ def test_partitions_and_topics_that_come_while_a_job_runs_are_read_whatever_is_k
     assert list(differences(wanted, case.documents()))[:5] == []
 
 
+def scraped(cluster: Cluster, *names: str) -> dict[str, list[float]]:
+    """The values of all series that Prometheus would find at these addresses, by their names."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for name in names:
+        text = urllib3.request("GET", cluster.address(name)).data.decode()
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                found[sample.name].append(sample.value)
+    return found
+
+
+FAULTS = {"duplicates_dropped", "transactions_late", "offsets_lost"}
+"""What is counted once there is some, of which this test has none; and so are dead letters, of which
+it has several causes."""
+
+
+def lacking(cluster: Cluster) -> set[str]:
+    """What the operations dashboard and the alert rules read, and Flink's reporter does not tell."""
+    told = scraped(cluster, "jobmanager-metrics", "taskmanager-1-metrics")
+    causes = {exposed(f"dead_letters_{cause}") for cause in Cause}
+    assert len(causes & told.keys()) >= 3
+    read = {name for expression in expressions() for name in names(expression)}
+    read -= causes | {exposed(name) for name in FAULTS}
+    return {name for name in read if not any(re.fullmatch(name, other) for other in told)}
+
+
 def test_a_week_of_four_uneven_partitions_gives_what_reading_it_in_order_gives(
     cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -175,6 +208,11 @@ def test_a_week_of_four_uneven_partitions_gives_what_reading_it_in_order_gives(
     until(lambda: cluster.counter(running, f"watermark_ms_{shown}_3") > 0)
     assert cluster.counter(running, f"bytes_{shown}_0") > 100 * most
     assert cluster.counter(running, f"delay_ms_{shown}_0") > 86_400_000
+    until(lambda: cluster.counter(running, "document_delays") > 0)
+    until(lambda: lacking(cluster) == set(), 60)
+    told = scraped(cluster, "workers-metrics")
+    assert sum(told["velocity_read_messages_total"]) == len(messages)
+    assert sum(told["velocity_document_delays_seconds_count"]) > 0
     cluster("stop", running, "--drain")
     wanted = expected(load(case.path), messages, directory(SEED))
     assert list(differences(wanted, case.documents()))[:5] == []
