@@ -1,5 +1,6 @@
 """``velocity board``: a live page of what jobs have written, for those without Kibana."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -8,7 +9,7 @@ import typer
 
 from velocity.pipelines import jobfile
 from velocity.runners.exit_codes import codes
-from velocity.runners.terminal import complain
+from velocity.runners.terminal import Json, complain
 
 if TYPE_CHECKING:
     from velocity.io.dead_letter_counts import LetterCounts
@@ -50,6 +51,7 @@ def board(
         str, typer.Option(metavar="ADDRESS", help="Where it listens; it asks nobody who they are.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65_535, help="0: any that is free.")] = PORT,
+    as_json: Json = False,
 ) -> None:
     """Serve a live page of what jobs write: a tile and a chart for each metric.
 
@@ -61,7 +63,7 @@ def board(
     graphs = [graph for graph in found if graph.job.metrics]
     if not graphs:
         raise typer.BadParameter("none of these jobs has a metric", param_hint="JOB")
-    raise typer.Exit(serve(graphs, sqlite, dead_letters, timezone, host, port))
+    raise typer.Exit(serve(graphs, sqlite, dead_letters, timezone, host, port, as_json))
 
 
 def serve(
@@ -71,6 +73,7 @@ def serve(
     timezone: str | None = None,
     host: str = "127.0.0.1",
     port: int = PORT,
+    as_json: bool = False,
 ) -> int:
     """Serves the board of some jobs until Ctrl-C; says where on the output."""
     from velocity.pipelines.live import live_board
@@ -94,7 +97,8 @@ def serve(
     except OSError as error:
         complain("board", f"{host}:{port}: {error.strerror}; give another --port, or 0 for any")
         return 1
-    print(f"Board: {serving.url}   (Ctrl-C ends it)", flush=True)
+    told = json.dumps({"url": serving.url})
+    print(told if as_json else f"Board: {serving.url}   (Ctrl-C ends it)", flush=True)
     try:
         serving.run()
     except KeyboardInterrupt:
