@@ -41,6 +41,7 @@ fields:
   placed: timestamp
   shop: string
   amount: int64
+  fee: decimal(12, 2)
   note: string
 filter: amount >= 0
 enrich:
@@ -51,7 +52,7 @@ metrics:
     by: [city]
     window: {fixed: 1d, timezone: Asia/Jakarta}
     emit: {early: 10s, lateness: 1h}
-    values: {orders: count(), large: count(CASE WHEN large THEN 1 END), revenue: sum(amount)}
+    values: {orders: count(), large: count(CASE WHEN large THEN 1 END), revenue: sum(amount), fees: sum(fee)}
   - name: by_hours
     by: [tier]
     window: {sliding: 3h, every: 1h}
@@ -107,6 +108,7 @@ class Event:
     def value(self) -> bytes:
         at = (START + timedelta(minutes=self.minute)).isoformat()
         order = {"placed": at, "shop": self.shop, "amount": self.amount, "note": "n"}
+        order["fee"] = f"{self.amount}.1" if self.minute % 2 else self.amount / 4
         return json.dumps(order).encode()
 
     @property
@@ -168,7 +170,7 @@ def _rows(graph: Graph, job: Job, messages: pa.RecordBatch) -> Mapping[Kind, pa.
         if step is None:
             continue
         if isinstance(step, Enrich):
-            rows = enrich(rows, step._enrichments).rows
+            rows = enrich(rows, step.enrichments).rows
         else:
             evaluated = step._expressions.evaluate(rows)
             if step is graph.filter:
@@ -416,7 +418,7 @@ def test_a_budget_of_calls_is_that_of_all_enrichments_together(tmp_path: Path) -
     job = job_in(tmp_path, JOB.replace("derive:", f"{area}derive:"))
     limits = Limits(rest_calls=12, workers=3)
     replay = Replay(job, "raw", START, START + timedelta(days=1), {}, limits)
-    lookups: list[Any] = [e.lookup for step in replay.graph.enrichments for e in step._enrichments]
+    lookups: list[Any] = [e.lookup for step in replay.graph.enrichments for e in step.enrichments]
     assert [lookup._rate for lookup in lookups] == [2, 2]
 
 
