@@ -59,9 +59,10 @@ def main() -> int:
     parser.add_argument("--open", type=int, default=OPEN, help="transactions, on Flink")
     parser.add_argument("--steps", type=int, default=3, help="events of each, on Flink")
     parser.add_argument("--state-backend", default="hashmap")
+    parser.add_argument("--seconds", type=float, default=1200, help="to wait for facts, on Flink")
     arguments = parser.parse_args()
     if arguments.flink:
-        return on_flink(arguments.open, arguments.steps, arguments.state_backend)
+        return on_flink(arguments)
     in_process()
     return 0
 
@@ -91,7 +92,8 @@ def in_process() -> None:
     print(f"{OPEN * len(EVENTS) / seconds:,.0f} events/s of CPU time, one process")
 
 
-def on_flink(number: int, steps: int, backend: str) -> int:
+def on_flink(arguments: argparse.Namespace) -> int:
+    number, steps, backend = arguments.open, arguments.steps, arguments.state_backend
     stack = read_state(state_folder())
     kafka = stack.address("kafka")
     if not kafka or "flink" not in stack.components:
@@ -115,8 +117,15 @@ def on_flink(number: int, steps: int, backend: str) -> int:
                 return running.flink.counters(running.id, vertices, "velocity").get(name, 0)
 
             wanted = number * (2 * steps - 1)  # each stage entered, all but the last left
-            while (facts := counted("transactions_facts")) < wanted:
-                print(f"{time.monotonic() - began:6.0f} s: {facts:,} facts", flush=True)
+            taken = facts = 0
+            # What has arrived is held, whether its time has come or not.
+            while (taken := counted("transactions_events")) < number * steps or (
+                facts := counted("transactions_facts")
+            ) < wanted:
+                passed = time.monotonic() - began
+                print(f"{passed:6.0f} s: {taken:,} events taken, {facts:,} facts", flush=True)
+                if taken >= number * steps and passed > arguments.seconds:
+                    break
                 time.sleep(10)
             seconds, done = (
                 time.monotonic() - began,

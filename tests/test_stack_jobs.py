@@ -10,8 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from datetime import timedelta
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,6 @@ from elasticsearch import Elasticsearch, helpers
 
 from velocity.io.sqlite import read_documents
 from velocity.pipelines.directory import directory
-from velocity.pipelines.enriched import reading_enriched
-from velocity.pipelines.job import DeduplicateSpec, Job
 from velocity.pipelines.jobfile import load
 from velocity.pipelines.produce import produce
 from velocity.pipelines.recompute import ExpectedDocument, differences
@@ -146,48 +143,6 @@ def test_an_unbounded_run_on_flink_equals_the_recomputation(
     while (wrong := unlike(servers, job, expected)) and time.monotonic() < deadline:
         time.sleep(2)
     servers("stop", id_, "--cancel")
-    assert wrong[:5] == []
-
-
-def test_enriched_once_for_all_and_counted_from_the_enriched_topic_it_is_the_same(
-    servers: Servers, tmp_path: Path
-) -> None:
-    """Two jobs on Flink: raw topic → services → enriched topic → Elasticsearch."""
-    topic = "pharmacy.events"
-    new = [NewTopic(f"{name}once.{topic}", 4, 1) for name in ("", "enriched.")]
-    client = AdminClient({"bootstrap.servers": servers.environ["KAFKA"]})
-    for made in client.create_topics(new).values():
-        made.result()
-    produce(
-        replace(SCENARIO, domains=("pharmacy_delivery",)),
-        servers.environ["KAFKA"],
-        topics_prefix="once.",
-    )
-
-    def over(job: Job) -> Job:
-        kafka = job.source.kafka.model_copy(update={"topics": [f"once.{topic}"]})
-        short = {"kafka": kafka, "idle_after": timedelta(seconds=5)}
-        return job.model_copy(update={"source": job.source.model_copy(update=short)})
-
-    enrichment = over(load(FOLDER / "enrichment.yaml"))
-    once = DeduplicateSpec(by="event_id", horizon=timedelta(hours=1))
-    plain = over(load(FOLDER / "pharmacy_delivery.yaml"))
-    source = plain.source.model_copy(update={"deduplicate": once})
-    plain = plain.model_copy(update={"job": "counted_once", "source": source})
-    ids = []
-    for job in (enrichment, reading_enriched(plain, enrichment)):
-        path = tmp_path / f"{job.job}.json"  # YAML too
-        path.write_text(job.model_dump_json(exclude_none=True))
-        ids.append(servers("run", path, "--runner", "flink", "--detach"))
-    messages = simulate(replace(SCENARIO, domains=("pharmacy_delivery",)))
-    wanted = recomputed(plain, messages, directory(SCENARIO.seed))
-    deadline = time.monotonic() + 240
-    while (wrong := unlike(servers, tmp_path / "counted_once.json", wanted)) and (
-        time.monotonic() < deadline
-    ):
-        time.sleep(2)
-    for id_ in ids:
-        servers("stop", id_, "--cancel")
     assert wrong[:5] == []
 
 
