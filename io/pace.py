@@ -14,39 +14,11 @@ import apache_beam as beam
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from velocity.io.budget import Budget
 from velocity.io.lookup import MISSING, Answers, Keep, Lookup
 from velocity.io.records import main_of, passing_on
 
 _TELL_EVERY: Final = 0.5
-
-
-class Bucket:
-    """So many tokens a second. What is taken is waited for afterwards, so no taking is too large.
-
-    >>> now, slept = [0.0], []
-    >>> bucket = Bucket(10, clock=lambda: now[0], sleep=slept.append)
-    >>> bucket.take(5), bucket.take(10), slept
-    (None, None, [0.5, 1.5])
-    """
-
-    def __init__(
-        self,
-        rate: float,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self._rate, self._clock, self._sleep = rate, clock, sleep
-        self._paid = float("-inf")
-        self._lock = threading.Lock()
-
-    def take(self, tokens: float) -> None:
-        """Returns when as many are there: none are saved up while nothing is taken."""
-        with self._lock:
-            now = self._clock()
-            self._paid = max(self._paid, now) + tokens / self._rate
-            wait = self._paid - now
-        if wait > 0:
-            self._sleep(wait)
 
 
 @dataclass(frozen=True)
@@ -94,7 +66,7 @@ class _Pace(beam.DoFn):
         self._rate, self._folder, self._event_time = rate, folder, event_time
 
     def setup(self) -> None:
-        self._bucket = Bucket(self._rate) if self._rate else None
+        self._bucket = Budget(self._rate) if self._rate else None
         self._rows, self._latest, self._told = 0, 0, float("-inf")
         name = f"{os.getpid()}-{threading.get_ident()}-{id(self)}.json"
         self._file = Path(self._folder, name) if self._folder else None
@@ -146,10 +118,10 @@ class BudgetedLookup:
 
     def __init__(self, lookup: Lookup, rate: float) -> None:
         self._lookup, self._rate = lookup, rate
-        self._bucket: Bucket | None = None
+        self._bucket: Budget | None = None
 
     def begin(self, keys: Sequence[str], keep: Keep) -> Callable[[], Answers]:
-        bucket = self._bucket = self._bucket or Bucket(self._rate)
+        bucket = self._bucket = self._bucket or Budget(self._rate)
         wait = self._lookup.begin(keys, keep)
 
         def answers() -> Answers:

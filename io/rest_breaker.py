@@ -7,6 +7,8 @@ from enum import IntEnum
 from threading import Lock
 from typing import Final
 
+from velocity.io.budget import Budget
+
 
 class State(IntEnum):
     """Of a breaker, as a gauge shows it."""
@@ -87,34 +89,12 @@ class Breaker:
                 self._open_until = self._clock() + self._config.open_for
 
 
-class Rate:
-    """So many calls a second, evenly. Safe for threads.
-
-    >>> rate = Rate(10.0, clock=lambda: 0.0)
-    >>> rate.wait(), rate.wait(), round(rate.wait(), 3)
-    (0.0, 0.1, 0.2)
-    """
-
-    def __init__(self, per_second: float, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._every, self._clock = 1 / per_second, clock
-        self._lock = Lock()
-        self._next = float("-inf")
-
-    def wait(self) -> float:
-        """Takes the next turn: the seconds until it has come."""
-        with self._lock:
-            now = self._clock()
-            turn = max(now, self._next)
-            self._next = turn + self._every
-            return turn - now
-
-
 @dataclass(frozen=True, slots=True)
 class Host:
     """What all calls to a host go through."""
 
     breaker: Breaker
-    rate: Rate | None = None
+    rate: Budget | None = None
 
 
 _hosts: Final[dict[tuple[str, Breaking, float | None], Host]] = {}
@@ -126,5 +106,5 @@ def host_of(name: str, breaking: Breaking, per_second: float | None) -> Host:
     with _lock:
         key = (name, breaking, per_second)
         if key not in _hosts:
-            _hosts[key] = Host(Breaker(breaking), Rate(per_second) if per_second else None)
+            _hosts[key] = Host(Breaker(breaking), Budget(per_second) if per_second else None)
         return _hosts[key]

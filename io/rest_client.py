@@ -189,7 +189,7 @@ class RestClient:
             raise _Failure(f"not asked, as calls failed several times in a row; {self._last}")
         well = False
         try:
-            if host.rate and (turn := host.rate.wait()) and not self._sleep(turn):
+            if host.rate and (turn := host.rate.turn()) and not self._sleep(turn):
                 raise _Failure("not asked, as the process ends")
             began = self._clock()
             try:

@@ -369,9 +369,10 @@ class Graph:
     @cached_property
     def archives(self) -> Mapping[Kind, WriteToArchive]:
         """What writes the archive, by what it holds."""
-        spec, path = self.job.archive, self.archive_path
-        if spec is None or path is None:
+        spec = self.job.archive
+        if spec is None:
             return {}
+        path = self._text(spec.path, "archive", "path")
         schemas = {}
         if spec.raw:
             schemas[Kind.RAW] = self.decoder.schema

@@ -34,9 +34,10 @@ from tests.rest_service import (
     status,
     whole,
 )
+from velocity.io.budget import Budget
 from velocity.io.lookup_cache import Cache
 from velocity.io.rest import RestLookup, Retries, Timeouts, Verdict, verdict
-from velocity.io.rest_breaker import Breaker, Breaking, Host, Rate
+from velocity.io.rest_breaker import Breaker, Breaking, Host
 from velocity.io.rest_calls import NoAnswer, Request, Template
 from velocity.io.rest_client import session
 from velocity.io.rest_tokens import NoToken, Token, Tokens
@@ -646,7 +647,7 @@ def test_429_asks_for_patience_and_opens_no_breaker() -> None:
 
 def test_calls_to_a_host_keep_their_rate() -> None:
     pauses = Pauses()
-    host = Host(Breaker(Breaking()), Rate(4.0, clock=lambda: 0.0))
+    host = Host(Breaker(Breaking()), Budget(4.0, clock=lambda: 0.0))
     options: dict[str, Any] = {"max_keys": 1, "concurrency": 1, "pauses": pauses}
     with service(usual=echo) as server, client(server.url, host=host, **options) as rest:
         assert rest.lookup(list("abcd")).found.keys() == set("abcd")
