@@ -13,7 +13,7 @@ from rich.table import Table
 
 from velocity.pipelines import jobfile
 from velocity.runners.exit_codes import codes
-from velocity.runners.terminal import JobPath, Json, duration, output, time_with_offset
+from velocity.runners.terminal import JobPath, Json, duration, output, time_with_offset, working
 
 if TYPE_CHECKING:
     from velocity.io.archive_files import ArchiveFile, Kind
@@ -100,14 +100,15 @@ def compact(
 
     graph, kind = opened(path, options, raw)
     assert graph.archive_path and graph.job.archive
-    done = archive_keep.compact(
-        graph.archive_path,
-        kind,
-        graph.job.job,
-        start=_time(start, "--from"),
-        stop=_time(stop, "--to"),
-        rows_per_file=graph.job.archive.rows_per_file,
-    )
+    times = {"start": _time(start, "--from"), "stop": _time(stop, "--to")}
+    with working("compacting"):
+        done = archive_keep.compact(
+            graph.archive_path,
+            kind,
+            graph.job.job,
+            **times,
+            rows_per_file=graph.job.archive.rows_per_file,
+        )
     if as_json:
         print(json.dumps(asdict(done)))
         return
@@ -141,7 +142,8 @@ def expire(
     graph, kind = opened(path, options, raw)
     at = _time(before, "--before") or now() - duration(older_than or "", "--older-than")
     assert graph.archive_path
-    gone = archive_keep.expire(graph.archive_path, kind, graph.job.job, at)
+    with working("removing old hours"):
+        gone = archive_keep.expire(graph.archive_path, kind, graph.job.job, at)
     if as_json:
         print(json.dumps({"removed": [file.path for file in gone], "before": at.isoformat()}))
         return
@@ -223,7 +225,8 @@ def _files(
 
     assert graph.archive_path
     times = (_time(start, "--from"), _time(stop, "--to"))
-    return files_of(graph.archive_path, kind, graph.job.job, *times)
+    with working("listing the archive"):
+        return files_of(graph.archive_path, kind, graph.job.job, *times)
 
 
 def _time(text: str | None, option: str) -> datetime | None:

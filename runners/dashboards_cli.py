@@ -9,7 +9,7 @@ import typer
 
 from velocity.pipelines import jobfile
 from velocity.runners.exit_codes import codes
-from velocity.runners.terminal import JobPath, Json, duration
+from velocity.runners.terminal import JobPath, Json, duration, working
 
 if TYPE_CHECKING:
     from velocity.pipelines.dashboards import Board
@@ -92,7 +92,8 @@ def kibana(
     if out is not None:
         out.write_text(text, "utf-8")
     if server is not None:
-        count = server.push(text)
+        with working("importing into Kibana"):
+            count = server.push(text)
         if not as_json:
             print(f"{count} objects imported.")
     elif out is None:

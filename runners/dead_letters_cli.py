@@ -18,7 +18,7 @@ from rich.table import Table
 
 from velocity.pipelines import jobfile
 from velocity.runners.exit_codes import codes
-from velocity.runners.terminal import JobPath, Json, output, time_with_offset
+from velocity.runners.terminal import JobPath, Json, output, time_with_offset, working
 
 if TYPE_CHECKING:  # they bring Beam, which other commands can do without
     from velocity.io.dead_letter_store import Letter
@@ -334,7 +334,8 @@ def _graph(path: Path, dead_letters: Path | None) -> "Graph":
 
 
 def _read(path: Path, dead_letters: Path | None) -> tuple[Sequence["Letter"], Sequence[str]]:
-    return _graph(path, dead_letters).letters.read()
+    with working("reading dead letters"):
+        return _graph(path, dead_letters).letters.read()
 
 
 def _tell(problems: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ import typer
 
 from velocity.pipelines import jobfile
 from velocity.runners.exit_codes import codes
-from velocity.runners.terminal import JobPath, Json
+from velocity.runners.terminal import JobPath, Json, working
 
 EXIT_CODES: Final = codes(_1="the job is wrong, or Elasticsearch refuses")
 
@@ -69,7 +69,7 @@ def setup(
         for request, body in requests(wanted):
             print(f"{request}\n{json.dumps(body, indent=2)}\n")
         return
-    with graph.elasticsearch.open() as client:
+    with working("setting up Elasticsearch"), graph.elasticsearch.open() as client:
         changes = list(apply(client, wanted))
     if as_json:
         print(json.dumps({"changes": [change._asdict() for change in changes]}))
@@ -103,7 +103,7 @@ def _move(move: Any, path: Path, prefix: str, as_json: bool) -> None:
 
     graph = Graph(jobfile.load(path))
     wanted = setup_of(graph)
-    with graph.elasticsearch.open() as client:
+    with working("moving the alias"), graph.elasticsearch.open() as client:
         moved = move(client, wanted, prefix)
     if as_json:
         print(json.dumps(moved._asdict()))

@@ -13,7 +13,7 @@ from velocity.runners.flink_rest import Flink, FlinkJob
 from velocity.runners.flink_view import short
 from velocity.runners.stack_paths import state_folder
 from velocity.runners.stack_state import read_state
-from velocity.runners.terminal import Json, output
+from velocity.runners.terminal import Json, output, working
 
 EXIT_CODES: Final = codes(130, _1="Flink cannot, or has no such job")
 
@@ -130,7 +130,8 @@ def stop(
         flink.cancel(found.id)
         path = None
     else:
-        path = flink.stop(found.id, directory=to, drain=drain)
+        with working(f"{found.name}: {'draining' if drain else 'taking a savepoint'}"):
+            path = flink.stop(found.id, directory=to, drain=drain)
     forget_ended(flink)
     resume = None if path is None or drain else known.resuming(path)
     if as_json:

@@ -15,7 +15,7 @@ from rich.tree import Tree
 
 from velocity.pipelines import jobfile
 from velocity.runners.exit_codes import codes
-from velocity.runners.terminal import Json, output, time_with_offset
+from velocity.runners.terminal import Json, output, time_with_offset, working
 
 if TYPE_CHECKING:
     from velocity.io.records import Document
@@ -107,7 +107,8 @@ def trace(
             )
     graph = Graph(redirect(job, sqlite=sqlite, dead_letters=dead_letters), os.environ)
     column = id_column(job, by)
-    letters, found_problems = graph.letters.read()
+    with working("reading dead letters"):
+        letters, found_problems = graph.letters.read()
     problems = list(found_problems)
     if not (graph.job.sinks.elasticsearch or graph.job.sinks.sqlite):
         problems.append("its documents are in no store that trace reads: none is found")
