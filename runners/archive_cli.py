@@ -100,13 +100,14 @@ def compact(
 
     graph, kind = opened(path, options, raw)
     assert graph.archive_path and graph.job.archive
-    times = {"start": _time(start, "--from"), "stop": _time(stop, "--to")}
+    begin, end = _time(start, "--from"), _time(stop, "--to")
     with working("compacting"):
         done = archive_keep.compact(
             graph.archive_path,
             kind,
             graph.job.job,
-            **times,
+            start=begin,
+            stop=end,
             rows_per_file=graph.job.archive.rows_per_file,
         )
     if as_json:
