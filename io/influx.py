@@ -3,7 +3,7 @@
 import gzip
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -57,13 +57,13 @@ class Bucket:
             raise ValueError("bucket: the name of one is wanted")
 
 
-def line(document: Document) -> bytes:
+def line(document: Document, decimals: Collection[str] = ()) -> bytes:
     """The point of a document, in line protocol with times in milliseconds.
 
     Tags are the job and what the document is grouped by, without nulls and empty text; fields are its
     values, without nulls, and ``events``, ``version`` and ``pane``. A point is overwritten by the next of
-    the same measurement, tags and time. Numbers are floats, so that a field is of one type for ever;
-    lists and objects are JSON. Raises ``NoPoint``.
+    the same measurement, tags and time. Numbers are floats, so that a field is of one type for ever,
+    and so are the values that are named as ``decimals``, which documents hold as text; lists and objects are JSON. Raises ``NoPoint``.
     Source: https://docs.influxdata.com/influxdb/v2/reference/syntax/line-protocol/
 
     >>> line(Document("j", "orders", 0, 60_000, {"city": "Banda Aceh"}, {"n": 2}, 2, "late", "1"))
@@ -77,7 +77,11 @@ def line(document: Document) -> bytes:
         for name, value in sorted(tags.items())
         if value is not None and value != ""
     ]
-    made = {name: _field(name, value) for name, value in fields.items() if value is not None}
+    made = {
+        name: _field(name, float(value) if name in decimals else value)
+        for name, value in fields.items()
+        if value is not None
+    }
     made |= {
         "events": f"{document.events}i",
         "version": f"{document.version}i",
@@ -156,7 +160,8 @@ class WriteToInflux(beam.PTransform):
     dead-letter batches: those that came with it, and the documents that InfluxDB refuses. InfluxDB knows
     no versions: within a bundle the greatest wins, between bundles the later. See ``docs/influx.md``.
 
-    Counts ``documents_written``, ``documents_stale`` (a newer version followed in the same request),
+    ``decimals`` are the values of each metric that are decimals. Counts ``documents_written``,
+    ``documents_stale`` (a newer version followed in the same request),
     ``bulk_calls`` and ``sink_retries``. Fails the bundle with ``DocumentsUnwritten``.
     """
 
@@ -166,10 +171,12 @@ class WriteToInflux(beam.PTransform):
         *,
         limits: Limits | None = None,
         retry: Retry | None = None,
+        decimals: Mapping[str, Collection[str]] | None = None,
         now: Callable[[], datetime] = now,
     ) -> None:
         super().__init__()
-        self._sink = _ToInflux(bucket, limits or Limits(5_000), retry or Retry(), now)
+        limits, retry = limits or Limits(5_000), retry or Retry()
+        self._sink = _ToInflux(bucket, limits, retry, decimals or {}, now)
 
     def expand(self, documents: Any) -> beam.PCollection:
         return write_documents(documents, self._sink)
@@ -177,9 +184,15 @@ class WriteToInflux(beam.PTransform):
 
 class _ToInflux(beam.DoFn):
     def __init__(
-        self, bucket: Bucket, limits: Limits, retry: Retry, now: Callable[[], datetime]
+        self,
+        bucket: Bucket,
+        limits: Limits,
+        retry: Retry,
+        decimals: Mapping[str, Collection[str]],
+        now: Callable[[], datetime],
     ) -> None:
         self._bucket, self._limits, self._retry, self._now = bucket, limits, retry, now
+        self._decimals = decimals
         self._session: requests.Session | None = None
 
     def setup(self) -> None:
@@ -200,7 +213,7 @@ class _ToInflux(beam.DoFn):
         try:
             if document.pane == MERGED:
                 raise NoPoint("InfluxDB takes no point back: a session has merged with another")
-            point = line(document)
+            point = line(document, self._decimals.get(document.metric, ()))
         except NoPoint as error:
             body = json.dumps(document.body(self._now())).encode()
             self._refused.append(Rejection(self._bucket.bucket, document.id, body, str(error)))

@@ -296,6 +296,7 @@ class Graph:
                     Bucket(url, bucket, org, token),
                     limits=Limits(influx.bulk.documents, influx.bulk.bytes, influx.bulk.age),
                     retry=Retry.lasting(influx.retry_for),
+                    decimals=self.metrics.reduction.decimals,
                 )
         return sinks
 

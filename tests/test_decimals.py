@@ -211,6 +211,9 @@ def test_ten_dimes_are_a_dollar_in_a_document_of_the_recomputation_and_of_the_gr
     at = 1_767_225_600_000
     prices = ["0.10"] * 9 + ['"0.1"', '"99999999999999.99"', "1e-2"]
     values = [f'{{"at": {at}, "price": {p}, "shop": "a"}}'.encode() for p in prices]
+    assert Graph(job(), {}).metrics.reduction.decimals == {
+        "revenue": {"total", "gross", "least", "latest"}
+    }
     spec = job()
     metric = spec.metrics[0].model_copy(update={"by": ["shop"]})
     spec = spec.model_copy(update={"metrics": [metric]})

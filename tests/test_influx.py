@@ -172,6 +172,13 @@ def test_a_bundle_fails_if_it_is_not_let_in_or_the_server_stays_away(
     assert store.points == {}
 
 
+def test_a_decimal_is_a_number_and_other_text_stays_text() -> None:
+    values = {"total": "12.30", "code": "12.30", "gone": None}
+    made = line(document(1, None, values=values), decimals=["total", "gone"]).decode()
+    assert ",total=12.3," in made
+    assert 'code="12.30"' in made
+
+
 @given(st.text(), st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
 def test_a_line_is_one_point_whatever_text_is_in_it(city: str, value: str) -> None:
     city = city.encode("utf-8", "replace").decode()

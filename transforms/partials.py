@@ -45,6 +45,10 @@ class MetricError(ValueError):
     """A metric that can't be computed: which, and why."""
 
 
+_SAME_TYPE: Final = ("sum", "min", "max", "first", "last")
+"""Aggregates whose results are decimals if the values are."""
+
+
 class PreAggregation:
     """Reduces batches of one schema for a number of metrics.
 
@@ -95,6 +99,16 @@ class PreAggregation:
             for metric in metrics
         }
         """Of each metric, by its name: one for each call of its values, in their order."""
+        self.decimals: Mapping[str, frozenset[str]] = {
+            metric.name: frozenset(
+                name
+                for name, value in self.values[metric.name].items()
+                if len(value.calls) == 1 and value.calls[0].function in _SAME_TYPE
+                if pa.types.is_decimal(self.columns[value.calls[0].expression or ""])
+            )
+            for metric in metrics
+        }
+        """Of each metric, by its name: those of its values that are decimals, and so text."""
         for metric in metrics:
             self._check(metric)
 
