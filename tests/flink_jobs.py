@@ -4,11 +4,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
@@ -18,9 +19,10 @@ from velocity.io.sqlite import StoreUnusable, read_documents
 from velocity.pipelines.directory import directory
 from velocity.pipelines.jobfile import load
 from velocity.pipelines.produce import produce
-from velocity.pipelines.recompute import differences
+from velocity.pipelines.recompute import ExpectedDocument, differences
 from velocity.pipelines.simulator import Scenario, simulate
 from velocity.runners.demo import JOB, expected
+from velocity.runners.embedded import DirectoryService
 
 SEED = 5
 
@@ -38,6 +40,42 @@ def flink_cluster(
         yield found
     finally:
         found("stack", "down")
+
+
+@contextmanager
+def pharmacy_cluster(factory: pytest.TempPathFactory, *options: str) -> Iterator[Cluster]:
+    """A stack with Kafka and Flink, and the services that the pharmacy's job asks."""
+    folder = factory.mktemp("stack") / "state"
+    with DirectoryService(directory(SEED).tables()) as service:
+        services = {"PROVIDERS": service.url, "PATIENTS": service.url}
+        with flink_cluster(folder, factory.mktemp("temporary"), services, *options) as found:
+            yield found
+
+
+def stored(path: Path) -> dict[str, Any]:
+    """What a SQLite file has, which may still be made."""
+    try:
+        return dict(read_documents(str(path)))
+    except (FileNotFoundError, StoreUnusable):
+        return {}
+
+
+def not_final(wanted: Mapping[str, ExpectedDocument], found: Mapping[str, Any]) -> list[str]:
+    """What differs from the documents that are wanted, or may still change."""
+    early = [f"{id_}: early" for id_, body in found.items() if body["pane"] == "early"]
+    return [*differences(wanted, found), *early]
+
+
+def in_time(
+    wrong: Callable[[], list[str]],
+    seconds: float = 400,
+    goes_on: Callable[[], bool] = lambda: True,
+) -> list[str]:
+    """What is still wrong when nothing is, the time is over, or it does not go on."""
+    deadline = time.monotonic() + seconds
+    while (left := wrong()) and time.monotonic() < deadline and goes_on():
+        time.sleep(1)
+    return left
 
 
 def end_all(cluster: Cluster) -> None:
@@ -115,10 +153,7 @@ class Case:
         return self.producer is not None and self.producer.is_alive()
 
     def documents(self) -> dict[str, Any]:
-        try:
-            return dict(read_documents(str(self.store)))
-        except (FileNotFoundError, StoreUnusable):  # it is being made
-            return {}
+        return stored(self.store)
 
     def await_all(self, seconds: float = 400) -> None:
         """Returns when the documents are final, and equal the plain recomputation."""
@@ -127,12 +162,5 @@ class Case:
         assert self.producer is not None
         self.producer.join()
 
-        def wrong() -> list[str]:
-            found = self.documents()
-            early = [f"{id_}: early" for id_, body in found.items() if body["pane"] == "early"]
-            return [*differences(wanted, found), *early]
-
-        deadline = time.monotonic() + seconds
-        while (left := wrong()) and time.monotonic() < deadline:
-            time.sleep(1)
+        left = in_time(lambda: not_final(wanted, self.documents()), seconds)
         assert left[:5] == []

@@ -17,6 +17,7 @@ from velocity.runners.stack_flink import (
     TaskManagerMemory,
     WorkerPool,
     configuration,
+    metrics_port,
 )
 from velocity.runners.stack_java import Jdk
 from velocity.runners.stack_kafka import server_properties
@@ -163,6 +164,26 @@ def test_jobs_outlive_their_job_manager_only_where_asked_for() -> None:
     assert rendered["high-availability.storageDir"] == "file:///d/ha"
     # TaskManagers learn the port from ZooKeeper; it is one of the stack's all the same.
     assert rendered["high-availability.jobmanager.port"] == "6123"
+
+
+def test_flinks_reporter_is_there_where_asked_for_with_a_port_for_each_process(
+    tmp_path: Path,
+) -> None:
+    assert not any(key.startswith("metrics.") for key in flink_configuration())
+    rendered = flink_configuration(prometheus=True)
+    assert rendered["metrics.reporters"] == "prom"
+    manager = TaskManager(
+        "taskmanager-2",
+        tmp_path,
+        jars=Path("/j"),
+        jdk=JDK_17,
+        configuration={**rendered, "io.tmp.dirs": str(tmp_path / "t")},
+        metrics=metrics_port(FLINK_PORTS, 2),
+    )
+    manager.prepare()
+    written = yaml.safe_load((tmp_path / "conf" / "taskmanager-2" / "config.yaml").read_text())
+    # Of a number Flink's reporter knows nothing, and takes its usual port.
+    assert written["metrics.reporter.prom.port"] == "9252"
 
 
 def test_zookeeper_listens_on_the_loopback_only_and_lives_with_flinks_data(tmp_path: Path) -> None:

@@ -12,10 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.cluster import VELOCITY, Cluster, until
-from tests.flink_jobs import SEED, Case, end_all, flink_cluster
-from velocity.pipelines.directory import directory
+from tests.flink_jobs import Case, end_all, pharmacy_cluster
 from velocity.pipelines.simulator import simulate
-from velocity.runners.embedded import DirectoryService
 from velocity.runners.jobserver import job_server_jar
 from velocity.runners.stack_state import read_state
 
@@ -24,11 +22,8 @@ pytestmark = pytest.mark.stack
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    folder = tmp_path_factory.mktemp("stack") / "state"
-    with DirectoryService(directory(SEED).tables()) as service:
-        services = {"PROVIDERS": service.url, "PATIENTS": service.url}
-        with flink_cluster(folder, tmp_path_factory.mktemp("temporary"), services) as found:
-            yield found
+    with pharmacy_cluster(tmp_path_factory) as found:
+        yield found
 
 
 @pytest.fixture(autouse=True)

@@ -1,20 +1,16 @@
 """A stream on the Flink inside the job server: no cluster, the workers in the command's own process."""
 
-import contextlib
 import os
 import subprocess
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.cluster import VELOCITY, interrupt
-from velocity.io.sqlite import StoreUnusable, read_documents
+from tests.flink_jobs import in_time, not_final, stored
 from velocity.pipelines.directory import directory
 from velocity.pipelines.jobfile import load
 from velocity.pipelines.produce import produce
-from velocity.pipelines.recompute import differences
 from velocity.pipelines.simulator import Scenario, simulate
 from velocity.runners.demo import JOB, expected
 from velocity.runners.embedded import DirectoryService, EmbeddedKafka
@@ -32,13 +28,6 @@ def test_a_stream_without_a_cluster_gives_the_documents_of_the_recomputation_unt
     scenario = Scenario(seed=SEED, events=20_000, domains=("pharmacy_delivery",))
     wanted = expected(load(job), simulate(scenario), directory(SEED))
 
-    def wrong() -> list[str]:
-        found: dict[str, Any] = {}
-        with contextlib.suppress(FileNotFoundError, StoreUnusable):  # it is being made
-            found = read_documents(str(store))
-        early = [f"{id_}: early" for id_, body in found.items() if body["pane"] == "early"]
-        return [*differences(wanted, found), *early]
-
     command = ["run", job, "--runner", "flink", "--flink-master", "local", "--sqlite", store]
     command += ["--dead-letters", tmp_path / "dead-letters"]
     with (
@@ -53,9 +42,9 @@ def test_a_stream_without_a_cluster_gives_the_documents_of_the_recomputation_unt
                 [*VELOCITY, *map(str, command)], env={**os.environ, **environ}, stderr=told
             )
         try:
-            deadline = time.monotonic() + 400
-            while (left := wrong()) and time.monotonic() < deadline and run.poll() is None:
-                time.sleep(1)
+            left = in_time(
+                lambda: not_final(wanted, stored(store)), goes_on=lambda: run.poll() is None
+            )
             assert left[:5] == [], (tmp_path / "stderr").read_text()
             assert run.poll() is None  # a stream has no end
         finally:

@@ -20,7 +20,7 @@ from confluent_kafka.cimpl import NewPartitions, NewTopic
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.cluster import Cluster, until
-from tests.flink_jobs import SEED, Case, end_all, flink_cluster
+from tests.flink_jobs import SEED, Case, end_all, pharmacy_cluster
 from tests.test_alert_rules import expressions, names
 from velocity.io.records import Cause
 from velocity.pipelines.directory import directory
@@ -29,19 +29,14 @@ from velocity.pipelines.recompute import differences
 from velocity.pipelines.signals import exposed
 from velocity.pipelines.simulator import Scenario, SimulatedMessage, simulate
 from velocity.runners.demo import expected
-from velocity.runners.embedded import DirectoryService
 
 pytestmark = pytest.mark.stack
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    folder = tmp_path_factory.mktemp("stack") / "state"
-    with DirectoryService(directory(SEED).tables()) as service:
-        services = {"PROVIDERS": service.url, "PATIENTS": service.url}
-        temporary = tmp_path_factory.mktemp("temporary")
-        with flink_cluster(folder, temporary, services, "--prometheus") as found:
-            yield found
+    with pharmacy_cluster(tmp_path_factory, "--prometheus") as found:
+        yield found
 
 
 @pytest.fixture(autouse=True)

@@ -1,22 +1,19 @@
 """Late events on a real Flink: in a document or in the dead letters, as the recomputation has it."""
 
-import contextlib
 import json
 import os
 import random
 import subprocess
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from confluent_kafka import Producer
 
 from tests.cluster import VELOCITY, interrupt
+from tests.flink_jobs import in_time, not_final, stored
 from velocity.io.dead_letter_store import ParquetLetters
-from velocity.io.sqlite import StoreUnusable, read_documents
 from velocity.pipelines.jobfile import parse
-from velocity.pipelines.recompute import Message, differences, recompute_all
+from velocity.pipelines.recompute import Message, recompute_all
 from velocity.runners.embedded import EmbeddedKafka
 
 pytestmark = pytest.mark.stack
@@ -72,21 +69,15 @@ def test_each_late_event_is_a_dead_letter_that_names_its_metrics_and_no_other_is
         command += ["--sqlite", store, "--dead-letters", dead]
         environ = {"KAFKA": kafka.bootstrap_servers, "VELOCITY_STATE": str(tmp_path / "state")}
 
-        def wrong() -> list[str]:
-            found: dict[str, Any] = {}
-            with contextlib.suppress(FileNotFoundError, StoreUnusable):  # it is being made
-                found = read_documents(str(store))
-            early = [f"{id_}: early" for id_, body in found.items() if body["pane"] == "early"]
-            return [*differences(expected.documents, found), *early]
-
         with (tmp_path / "stderr").open("wb") as told:
             run = subprocess.Popen(
                 [*VELOCITY, *map(str, command)], env={**os.environ, **environ}, stderr=told
             )
         try:
-            deadline = time.monotonic() + 400
-            while (left := wrong()) and time.monotonic() < deadline and run.poll() is None:
-                time.sleep(1)
+            left = in_time(
+                lambda: not_final(expected.documents, stored(store)),
+                goes_on=lambda: run.poll() is None,
+            )
             assert left[:5] == [], (tmp_path / "stderr").read_text()
         finally:
             interrupt(run)
