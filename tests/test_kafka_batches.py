@@ -21,6 +21,7 @@ from velocity.io.kafka_batches import (
     Batches,
     ColumnsConsumer,
     _binary,
+    _lists,
     batches_of,
     open_for_batches,
     to_arrow,
@@ -281,3 +282,14 @@ def test_no_messages_make_an_empty_batch(kafka: EmbeddedKafka, topic: str, way: 
         empty = reader.poll(5)
     assert (empty.schema, empty.num_rows) == (MESSAGES, 0)
     assert to_arrow("orders", 0, []).equals(empty)
+
+
+def test_a_header_whose_name_is_no_utf8_is_read_with_marks_in_its_place() -> None:
+    ends, name, content = pa.array([0, 1], pa.int32()), b"na\xffme", b"\xff"
+
+    def column(data: bytes) -> tuple[bytes, bytes, None]:
+        return pa.array([0, len(data)], pa.int32()).buffers()[1].to_pybytes(), data, None
+
+    lists = _lists(1, ends.buffers()[1].to_pybytes(), b"\x01", column(name), column(content))
+    lists.validate(full=True)
+    assert lists.to_pylist() == [[{"name": "na\N{REPLACEMENT CHARACTER}me", "value": b"\xff"}]]
