@@ -76,6 +76,7 @@ class Seen:
     @classmethod
     def reset(cls) -> None:
         cls.events, cls.first, cls.last = 0, (0.0, 0.0), (0.0, 0.0)
+        cls.servers = []
 
     @classmethod
     def add(cls, events: int) -> None:
@@ -93,6 +94,10 @@ def cpu_seconds(pid: int) -> float:
     """What a process has had of the processors, user and system."""
     fields = (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class Stalled(Exception):
+    """A case gave nothing for ``SILENCE`` before it had given all; its message says how much came."""
 
 
 class Rate(NamedTuple):
@@ -243,7 +248,7 @@ def on_flink(read: Read, servers: str, topic: str, events: int) -> None:
             if Seen.events > before:
                 heard, before = time.monotonic(), Seen.events
             elif time.monotonic() - heard > SILENCE:
-                raise SystemExit(f"nothing came for {SILENCE:.0f} s after {before} events")
+                raise Stalled(f"nothing for {SILENCE:.0f} s after {before:,} of {events:,} events")
         time.sleep(2)  # what comes too much would come now
         job.cancel()
         Seen.servers = []
@@ -310,7 +315,7 @@ def free_port() -> int:
 def main() -> None:
     global EXPANSION
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--megabytes", type=int, default=150, help="in each topic")
+    parser.add_argument("--megabytes", type=int, default=600, help="in each topic")
     parser.add_argument("--runs", type=int, default=3, help="of which the median is told")
     parser.add_argument("--sizes", type=int, nargs="+", default=[200, 2_000])
     parser.add_argument("--cases", nargs="+", default=list(CASES))
@@ -331,16 +336,26 @@ def main() -> None:
             runs: dict[str, list[Rate]] = {case: [] for case in given.cases}
             for _ in range(given.runs):
                 for case in given.cases:
-                    runs[case].append(measure(case, address, topic, events))
-                    print(f"{size} bytes, {case}: {runs[case][-1]}", file=sys.stderr, flush=True)
+                    try:
+                        runs[case].append(measure(case, address, topic, events))
+                        told = str(runs[case][-1])
+                    except Stalled as error:
+                        told = str(error)
+                    print(f"{size} bytes, {case}: {told}", file=sys.stderr, flush=True)
             medians = {
                 case: Rate(*(statistics.median(column) for column in zip(*found, strict=True)))
                 for case, found in runs.items()
+                if found
             }
             first = next(iter(medians.values())).events
-            for case, rate in medians.items():
+            for case, found in runs.items():
+                if not found:
+                    print(f"| {size:,} | {events:,} | {case} | stalled | | |", flush=True)
+                    continue
+                rate, stalls = medians[case], given.runs - len(found)
                 print(
-                    f"| {size:,} | {events:,} | {case} | {rate.events:,.0f} "
+                    f"| {size:,} | {events:,} | {case} | {rate.events:,.0f}"
+                    f"{f' ({stalls} of {given.runs} runs stalled)' * bool(stalls)} "
                     f"| {rate.events / first:.2f} | {rate.cpu:.1f} |",
                     flush=True,
                 )
