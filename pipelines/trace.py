@@ -17,7 +17,7 @@ from velocity.pipelines.graph import Graph
 from velocity.pipelines.job import Job
 from velocity.transforms.enrich import enrich
 from velocity.transforms.expressions import Expressions
-from velocity.transforms.metrics import document_id
+from velocity.transforms.metrics import document_id, ids_of
 from velocity.transforms.windows import Session, millis
 
 KAFKA: Final = "kafka"
@@ -364,6 +364,7 @@ class Tracer:
             end = reduced.time + millis(metric.window.gap)
             unknown = Document(job.job, metric.name, reduced.time, end, dimensions, {}, 0, "", "")
             return [(unknown, None)]
+        own = ids_of(job.job, [metric]).get(metric.name)
         documents = [
             Document(
                 job.job,
@@ -374,7 +375,7 @@ class Tracer:
                 {},
                 0,
                 "on_time",
-                document_id(job.job, metric.name, begin, key),
+                own.of(begin, key) if own else document_id(job.job, metric.name, begin, key),
             )
             for begin in metric.window.starts(reduced.time)
         ]

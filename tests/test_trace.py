@@ -38,7 +38,7 @@ sensitive: {fields: [patient], hash_with: "${PEPPER}"}
 derive: {large: amount > 100}
 metrics:
   - {name: by_city, where: amount > 10, by: [city], window: {fixed: 1m}, emit: {lateness: 0s}, values: {n: count()}}
-  - {name: sliding, where: amount > 10, window: {sliding: 2m, every: 1m}, emit: {lateness: 0s}, values: {n: count()}}
+  - {name: sliding, where: amount > 10, window: {sliding: 2m, every: 1m}, id: "slid-{window_start}", emit: {lateness: 0s}, values: {n: count()}}
   - {name: visits, where: amount > 10, by: [patient], window: {session: 30s}, emit: {lateness: 0s}, values: {n: count()}}
 sinks: {sqlite: {path: "${FOLDER}/documents.db"}}
 dead_letters: {parquet: "${FOLDER}/dead"}
