@@ -346,7 +346,7 @@ function draw(name) {
   const size = parseFloat(getComputedStyle(document.documentElement).fontSize);
   const axis = { fixedrange: true, gridcolor: style("--grid"), linecolor: style("--line"), tickfont: { size: size * 0.82, color: style("--soft") }, zeroline: false };
   Plotly.react(target, traces, {
-    barmode: "stack", bargap: 0.12, margin: { l: size * 3.4, r: 6, t: 8, b: size * 1.9 }, separators: ".,",
+    barmode: "stack", bargap: 0.12, margin: { l: size * 3.4, r: 6, t: 8, b: size * 2.6 }, separators: ".,",
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { family: getComputedStyle(document.body).fontFamily, color: style("--ink") },
     xaxis: chart.categories ? { ...axis, type: "category" } : { ...axis, type: "date", range: parts.get(name).times, nticks: 6, tickformatstops: [{ dtickrange: [null, 3600000], value: "%H:%M" }, { dtickrange: [3600000, 86399999], value: "%H:%M\n%-d %b" }, { dtickrange: [86400000, null], value: "%-d %b" }] },
     yaxis: { ...axis, rangemode: "tozero", nticks: 5, tickformat: "~s" },

@@ -1,0 +1,196 @@
+"""Laws of the pages: links lead somewhere, commands are such, and what a tutorial runs, runs."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+import pytest
+import typer
+
+from velocity.runners.cli import app
+from velocity.runners.cli_reference import REGENERATE, cli_reference
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^(```+)([^\n`]*)\n(.*?)^\1\s*$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"!?\[(?:[^\]\[]|\[[^\]]*\])*\]\(([^)\s]+)\)")
+SHELL = ("sh", "sh run", "bash", "console")
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+# -- links ----------------------------------------------------------------------------------------
+
+
+@cache
+def anchors(path: Path) -> frozenset[str]:
+    """Of a page's headings, as GitHub makes them."""
+    text = FENCE.sub("", path.read_text("utf-8"))
+    found: dict[str, int] = {}
+    made = set(re.findall(r'<a (?:id|name)="([^"]+)"', text))
+    for heading in re.findall(r"^#{1,6} (.+?)\s*#*$", text, re.MULTILINE):
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+        slug = re.sub(r"[^\w\- ]", "", plain.lower()).replace(" ", "-")
+        count = found[slug] = found.get(slug, -1) + 1
+        made.add(f"{slug}-{count}" if count else slug)
+    return frozenset(made)
+
+
+def broken(page: Path, text: str) -> Iterator[str]:
+    """The links of a page that lead nowhere; those to other hosts are not followed."""
+    for link in LINK.findall(re.sub(r"`[^`\n]*`", "", FENCE.sub("", text))):
+        if re.match(r"[a-z]+:", link):
+            continue
+        place, _, anchor = link.partition("#")
+        target = (page.parent / unquote(place)).resolve() if place else page
+        if not target.exists() or not target.is_relative_to(ROOT):
+            yield f"{link}: no such file"
+        elif anchor and target.suffix == ".md" and anchor not in anchors(target):
+            yield f"{link}: no such heading"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_each_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    assert list(broken(page, page.read_text("utf-8"))) == []
+
+
+def test_a_link_to_nowhere_would_be_found() -> None:
+    page = ROOT / "README.md"
+    text = "[a](docs/none.md) [b](#two-commands) [c](docs/jobs.md#none) [d](https://none.example)"
+    assert [wrong.partition(":")[0] for wrong in broken(page, text)] == [
+        "docs/none.md",
+        "docs/jobs.md#none",
+    ]
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    linked = set(LINK.findall((ROOT / "README.md").read_text("utf-8")))
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"docs/{page.name}" in linked, page.name
+
+
+# -- commands -------------------------------------------------------------------------------------
+
+
+class Line(NamedTuple):
+    """A command as a page shows it."""
+
+    page: Path
+    number: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{named(self.page)}:{self.number}"
+
+
+def lines(page: Path) -> Iterator[Line]:
+    """The commands of blocks that are indented, or fenced as a shell's."""
+    shell: str | None = None
+    text = ""
+    began = 0
+    for number, raw in enumerate(page.read_text("utf-8").splitlines(), 1):
+        if raw.startswith("```"):
+            shell = raw.strip("`").strip() if shell is None else None
+            continue
+        indented = shell is None and raw.startswith("    ")
+        if not (indented or shell in SHELL):
+            continue
+        began = began or number
+        text += raw.strip().removeprefix("$ ")
+        if text.endswith("\\"):
+            text = text[:-1]
+            continue
+        yield Line(page, began, text)
+        text, began = "", 0
+
+
+COMMAND = re.compile(r"^(?:[A-Z_]+=\S* )*(?:\.venv/bin/)?(velocity|make)((?: .*)?)$")
+COMMANDS = [
+    (line, found)
+    for page in PAGES
+    if page.name != "cli.md"
+    for line in lines(page)
+    # An output may begin with the command's name and a colon.
+    if (found := COMMAND.match(line.text)) and not re.match(r"^velocity( [\w-]+)*:", line.text)
+]
+
+
+def parse(text: str) -> None:
+    """Raises what the command line would say of it; nothing is run."""
+    words = shlex.split(re.sub(r" (>|&&|\|) .*", "", text), comments=True)
+    command: Any = typer.main.get_command(app)
+    context = command.make_context("velocity", words, resilient_parsing=False)
+    while hasattr(command, "commands"):
+        name, command, words = command.resolve_command(
+            context, [*context._protected_args, *context.args]
+        )
+        context = command.make_context(name, words, parent=context)
+
+
+@pytest.mark.parametrize(("line", "found"), COMMANDS, ids=lambda given: str(given)[:60])
+def test_each_command_of_a_page_is_one(line: Line, found: re.Match[str]) -> None:
+    if found[1] == "make":
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        words = [w for w in shlex.split(found[2], comments=True) if "=" not in w]
+        assert set(words) <= set(targets), line
+        return
+    parse(found[2])
+
+
+def test_a_command_that_is_none_would_be_found() -> None:
+    parse("run job.yaml --until now")
+    for wrong in ("rn job.yaml", "run job.yaml --untill now", "run", "alias swap job.yaml"):
+        with pytest.raises(typer.TyperException):
+            parse(wrong)
+    assert len(COMMANDS) > 50
+
+
+def test_the_reference_of_the_commands_says_what_they_say() -> None:
+    page = (ROOT / "docs" / "cli.md").read_text("utf-8")
+    assert page == cli_reference(), f"regenerate it: {REGENERATE}"
+
+
+# -- tutorials ------------------------------------------------------------------------------------
+
+
+def runnable(page: Path) -> Iterator[tuple[str, str]]:
+    """A page's files (a fence ``yaml file=NAME``) and commands (``sh run``), in their order."""
+    for _, info, body in FENCE.findall(page.read_text("utf-8")):
+        if file := re.search(r"file=(\S+)", info):
+            yield file[1], body
+        elif info.strip() == "sh run":
+            yield "", body
+
+
+RUNNABLE = [page for page in PAGES if any(True for _ in runnable(page))]
+
+
+@pytest.mark.embedded
+@pytest.mark.parametrize("page", RUNNABLE, ids=named)
+def test_what_a_page_runs_runs_and_prints_what_it_says(page: Path, tmp_path: Path) -> None:
+    """A line ``#> text`` after a command is a part of what it prints."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for name, body in runnable(page):
+        if name:
+            (tmp_path / name).write_text(body, "utf-8")
+            continue
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", body],
+            cwd=tmp_path,
+            env={**os.environ, "PATH": path, "COLUMNS": "200"},
+            capture_output=True,
+            check=False,
+            text=True,
+        )
+        assert done.returncode == 0, f"{body}\n{done.stdout}\n{done.stderr}"
+        for expected in re.findall(r"^#> (.*)$", body, re.MULTILINE):
+            assert expected in done.stdout + done.stderr, f"{body}\n{done.stdout}\n{done.stderr}"
