@@ -353,6 +353,11 @@ def _enriched(table: pa.Table, spec: EnrichmentSpec, find: Find) -> pa.Table:
         }
         if added.type == "timestamp":
             found = {key: _millis(value) for key, value in found.items()}
+        elif added.type.startswith("decimal"):
+            found = {
+                key: None if value is None else _decimal(value, added.type)
+                for key, value in found.items()
+            }
         values = [None if key is None else found[key] for key in keys]
         table = table.append_column(column, pa.array(values, arrow_type(added.type)))
     return table

@@ -10,7 +10,15 @@ from pydantic import AwareDatetime, BaseModel
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema
 
-from velocity.pipelines.job import Duration, Expression, Job, Shift, Shorthand, format_duration
+from velocity.pipelines.job import (
+    Decimal,
+    Duration,
+    Expression,
+    Job,
+    Shift,
+    Shorthand,
+    format_duration,
+)
 
 REGENERATE: Final = (
     'python -c "from velocity.pipelines.reference import reference; '
@@ -282,6 +290,8 @@ def _type(hint: Any, info: FieldInfo | None = None) -> str:
         return "duration"
     if hint == Expression:
         return "SQL"
+    if hint == Decimal:
+        return _code("decimal(18, 2)")
     if hint == AwareDatetime:
         return "time"
     match get_origin(hint):

@@ -66,6 +66,7 @@ METRICS = [
     metric("eager_session", {"session": "4s"}, early="10s")
     | {"id": "eager/{window_start:%Y-%m-%dT%H:%M:%S}/{k}"},
     metric("strict_session", {"session": "4s"}),
+    metric("stay", {"session": "4s"}, early="10s", lateness="6s"),
     metric("all_time", {"global": True}, early="10s") | {"id": "{job}-ever-{k}"},
     metric("by_price", {"fixed": "20s"}) | {"by": ["d", "k"]},
     metric("few", {"fixed": "10s"}) | {"where": "v > 5"},
@@ -247,7 +248,7 @@ def test_each_event_is_in_the_documents_or_in_the_dead_letters_of_a_streaming_ru
 ) -> None:
     of = graph(
         *("fixed", "patient", "sliding", "session", "eager_session", "all_time", "few", "hour"),
-        "by_price",
+        *("by_price", "stay"),
     )
     documents, letters = run(of, partitions, steps)
     expected = wanted(of, partitions)

@@ -45,14 +45,14 @@ fields:
   note: string
 filter: amount >= 0
 enrich:
-  - {name: shop, get: "http://127.0.0.1:1/{keys}", key: shop, id: id, add: {city: city, tier: tier}}
+  - {name: shop, get: "http://127.0.0.1:1/{keys}", key: shop, id: id, add: {city: city, tier: tier, rent: {path: rent, type: "decimal(9, 2)"}}}
 derive: {large: amount > 50, unused: upper(note)}
 metrics:
   - name: by_day
     by: [city]
     window: {fixed: 1d, timezone: Asia/Jakarta}
     emit: {early: 10s, lateness: 1h}
-    values: {orders: count(), large: count(CASE WHEN large THEN 1 END), revenue: sum(amount), fees: sum(fee)}
+    values: {orders: count(), large: count(CASE WHEN large THEN 1 END), revenue: sum(amount), fees: sum(fee), rents: sum(rent)}
   - name: by_hours
     by: [tier]
     window: {sliding: 3h, every: 1h}
@@ -70,7 +70,11 @@ START = datetime(2026, 1, 5, tzinfo=UTC)
 MS = int(START.timestamp() * 1000)
 MINUTE, HOUR = 60_000, 3_600_000
 SHOPS = {
-    f"s{n}": {"city": f"city {n % 3}", "tier": None if n == 4 else f"tier {n % 2}"}
+    f"s{n}": {
+        "city": f"city {n % 3}",
+        "tier": None if n == 4 else f"tier {n % 2}",
+        "rent": n / 10 if n % 2 else f"{n}.10",
+    }
     for n in range(5)
 }
 UNKNOWN = "s9"
