@@ -13,7 +13,7 @@ from tests.cluster import Cluster, until
 from tests.flink_jobs import SEED, Case, flink_cluster
 from velocity.io.elastic_connection import Connection
 from velocity.pipelines.directory import directory
-from velocity.pipelines.simulator import simulate
+from velocity.pipelines.simulator import Kind, simulate
 from velocity.runners.embedded import DirectoryService
 from velocity.runners.stack_state import read_state
 
@@ -77,7 +77,7 @@ def traced(cluster: Cluster, case: Case, documents: dict[str, Any]) -> None:
     wanted = next(
         message.value
         for message in simulate(case.scenario)
-        if message.topic == "pharmacy.events" and b'"order.created"' in (message.value or b"")
+        if message.kind is Kind.NORMAL and b'"order.created"' in (message.value or b"")
     )
     id_ = json.loads(wanted or b"")["event_id"]
     dead = ("--dead-letters", case.dead)
