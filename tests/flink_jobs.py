@@ -17,6 +17,7 @@ from confluent_kafka.cimpl import NewTopic
 from tests.cluster import Cluster, Pace, until
 from velocity.io.sqlite import StoreUnusable, read_documents
 from velocity.pipelines.directory import directory
+from velocity.pipelines.domains import DOMAINS
 from velocity.pipelines.jobfile import load
 from velocity.pipelines.produce import produce
 from velocity.pipelines.recompute import ExpectedDocument, differences
@@ -91,21 +92,31 @@ def end_all(cluster: Cluster) -> None:
 
 
 class Case:
-    """The pharmacy's job on topics of its own, and what its documents must be."""
+    """The pharmacy's job, or another, on topics of its own, and what its documents must be."""
 
-    def __init__(self, cluster: Cluster, folder: Path, events: int) -> None:
+    def __init__(
+        self, cluster: Cluster, folder: Path, events: int, job: Path = JOB, rate: float = 100
+    ) -> None:
         self.cluster = cluster
         self.prefix = folder.name
         self.path = folder / "job.yaml"
-        text = JOB.read_text().replace("pharmacy.events", f"{self.prefix}.pharmacy.events")
-        self.path.write_text(text.replace("idle_after: 60s", "idle_after: 5s"))
+        read = load(job).source.kafka.topics
+        text = job.read_text().replace("idle_after: 60s", "idle_after: 5s")
+        for name in [*read, "velocity.alerts"]:
+            text = text.replace(name, f"{self.prefix}.{name}")
+        self.path.write_text(text)
         self.store, self.dead = folder / "documents.db", folder / "dead-letters"
-        self.scenario = Scenario(seed=SEED, events=events, domains=("pharmacy_delivery",))
-        topic = NewTopic(f"{self.prefix}.pharmacy.events", 4, 1)
+        domains = tuple(name for name, domain in DOMAINS.items() if domain.topic in read)
+        self.scenario = Scenario(seed=SEED, events=events, rate=rate, domains=domains)
+        made = {f"{self.prefix}.{name}": 4 for name in read}
         client = AdminClient({"bootstrap.servers": self.kafka})
-        for made in client.create_topics([topic]).values():
-            made.result()
-        until(lambda: len(client.list_topics(topic.topic, 30).topics[topic.topic].partitions) == 4)
+        for created in client.create_topics([NewTopic(*one, 1) for one in made.items()]).values():
+            created.result()
+
+        def partitions(topic: str) -> int:
+            return len(client.list_topics(topic, 30).topics[topic].partitions)
+
+        until(lambda: {topic: partitions(topic) for topic in made} == made)
         self.producer: threading.Thread | None = None
         self.pace = Pace()
 
@@ -164,3 +175,21 @@ class Case:
 
         left = in_time(lambda: not_final(wanted, self.documents()), seconds)
         assert left[:5] == []
+
+
+def values_of(kafka: str, topic: str) -> list[bytes]:
+    """The values of all messages that a topic holds."""
+    consumer = Consumer({"bootstrap.servers": kafka, "group.id": "test"})
+    values: list[bytes] = []
+    try:
+        for number in consumer.list_topics(topic, 30).topics[topic].partitions:
+            end = consumer.get_watermark_offsets(TopicPartition(topic, number), 30)[1]
+            consumer.assign([TopicPartition(topic, number, 0)])
+            left = end
+            while left:
+                found = consumer.consume(min(left, 1000), 1)
+                values += [message.value() or b"" for message in found]
+                left -= len(found)
+        return values
+    finally:
+        consumer.close()

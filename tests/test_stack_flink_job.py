@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.cluster import VELOCITY, Cluster, until
-from tests.flink_jobs import Case, end_all, pharmacy_cluster
+from tests.flink_jobs import Case, end_all, pharmacy_cluster, values_of
 from velocity.pipelines.simulator import simulate
+from velocity.runners.demo import JOB
 from velocity.runners.jobserver import job_server_jar
 from velocity.runners.stack_state import read_state
 
@@ -120,6 +121,35 @@ def test_each_event_counts_once_though_it_was_delivered_twice_and_the_worker_kil
     os.kill(worker, signal.SIGKILL)
     until(lambda: cluster.flink.restarts(job) >= 1)
     case.await_all()
+
+
+def test_transactions_survive_a_savepoint_and_a_kill_and_each_alert_is_sent(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    # Two hours of event time, in which transactions get stuck and are dropped. The rate leaves the
+    # runs several minutes to be stopped, resumed and killed in; then the rest comes at once.
+    case = Case(cluster, tmp_path, 40_000, JOB.with_stem("transactions"), rate=5)
+    # Of four topics' sixteen partitions none may seem idle meanwhile.
+    case.path.write_text(case.path.read_text().replace("idle_after: 5s", "idle_after: 20s"))
+    case.produce(rate=80)
+    first = case.run("--checkpoint-interval", "5s", "--name", "following")
+    until(lambda: cluster.counter(first, "transactions_facts") > 500)
+    stopped = json.loads(cluster("stop", "following", "--json"))
+    assert case.producing  # it was in mid-run
+
+    savepoint = ("--from-savepoint", stopped["savepoint"])
+    job = case.run("--checkpoint-interval", "5s", "--parallelism", "3", *savepoint)
+    until(lambda: cluster.flink.checkpoints(job).completed > 0)
+    [worker] = cluster.workers()
+    os.kill(worker, signal.SIGKILL)
+    assert case.producing
+    until(lambda: cluster.flink.restarts(job) >= 1)
+    case.await_all()
+
+    wanted = {id_ for id_, body in case.documents().items() if body["metric"] == "alerts"}
+    sent = [json.loads(value) for value in values_of(case.kafka, f"{case.prefix}.velocity.alerts")]
+    assert {alert["id"] for alert in sent} == wanted
+    assert {alert["status"] for alert in sent} == {"stuck", "resolved", "dropped"}
 
 
 def test_a_bounded_job_ends_by_itself_and_its_view_with_it(
