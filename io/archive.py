@@ -31,7 +31,7 @@ BYTES_PER_FILE: Final = 128 * 1024 * 1024
 BYTES_PER_BUNDLE: Final = 256 * 1024 * 1024
 """What is held back of a bundle, in memory, at most."""
 
-ORIGIN: Final = pa.schema(
+PLACE: Final = pa.schema(
     [pa.field(f"_{name}", MESSAGES.field(name).type) for name in MESSAGES.names[:4]]
 )
 """What stands of a row's message in enriched files: topic, partition, offset and the broker's
@@ -91,8 +91,8 @@ def archived(rows: pa.RecordBatch, kind: Kind, event_time: str) -> pa.RecordBatc
     if kind is Kind.RAW:
         return messages.append_column(pa.field(EVENT_TIME, TIMESTAMP), rows[event_time])
     own = [(c, rows[c.name]) for c in rows.schema if c.name != MESSAGE]
-    fields = [*(field for field, _ in own), *ORIGIN]
-    columns = [*(column for _, column in own), *messages.columns[: len(ORIGIN)]]
+    fields = [*(field for field, _ in own), *PLACE]
+    columns = [*(column for _, column in own), *messages.columns[: len(PLACE)]]
     return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
 
 

@@ -6,7 +6,7 @@ from typing import Final
 
 import pyarrow as pa
 
-from velocity.io.archive import ORIGIN
+from velocity.io.archive import PLACE
 from velocity.io.archive_files import ArchiveFile, Kind, folder_of
 from velocity.io.records import MESSAGE, TIMESTAMP
 
@@ -34,7 +34,7 @@ def _called(kind: pa.DataType, names: Mapping[pa.DataType, str]) -> str:
 def columns_of(schema: pa.Schema) -> list[tuple[str, pa.DataType]]:
     """The columns of enriched files, given the schema of the rows."""
     own = [(c.name, c.type) for c in schema if c.name != MESSAGE]
-    return [*own, *((c.name, c.type) for c in ORIGIN)]
+    return [*own, *((c.name, c.type) for c in PLACE)]
 
 
 def athena(schema: pa.Schema, path: str, job: str, *, table: str, database: str = "default") -> str:

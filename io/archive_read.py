@@ -172,11 +172,14 @@ class _Read(beam.DoFn):
         with open_parquet(file.path) as opened:
             for group in groups(opened, file.path, self._between):
                 if self._schema is None:
-                    table = opened.read_row_group(group, [*MESSAGES.names, EVENT_TIME])
+                    names = [*MESSAGES.names, EVENT_TIME]
+                    table = opened.read_row_group(group, names, use_threads=False)
                     yield self._between.rows(table, EVENT_TIME)
                 else:
                     wanted = [n for n in self._schema.names if n in opened.schema_arrow.names]
-                    table = opened.read_row_group(group, [*wanted, "_offset"])
+                    # One thread: each core has a worker of its own.
+                    names = [*wanted, "_offset"]
+                    table = opened.read_row_group(group, names, use_threads=False)
                     table = self._between.rows(table, self._event_time)
                     yield rows_of(table, file, self._schema)
 

@@ -184,10 +184,20 @@ def indices_of(
     )
     found = {}
     for index, body in answer.items():
-        backing = _BACKING.fullmatch(index)
-        if pattern.makes(backing[1] if backing else index, job, metrics):
-            found[index] = Found(body["mappings"], backing[1] if backing else None)
+        stream = stream_of(index)
+        if pattern.makes(stream or index, job, metrics):
+            found[index] = Found(body["mappings"], stream)
     return found
+
+
+def stream_of(index: str) -> str | None:
+    """The data stream that an index stands behind, if it does.
+
+    >>> stream_of(".ds-orders-2026.01.05-000001"), stream_of("orders-2026.01")
+    ('orders', None)
+    """
+    backing = _BACKING.fullmatch(index)
+    return backing[1] if backing else None
 
 
 _UNFIT: Final = """\

@@ -1,7 +1,7 @@
 """What a replay has done, so that one that was killed goes on where it was."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -27,15 +27,16 @@ class ReplayState:
     path: str
     replay: Mapping[str, Any]
 
-    def done(self) -> set[Stretch]:
-        """What is done; nothing if there is no such file. Raises ``StateUnusable``."""
+    def done(self) -> dict[Stretch, int]:
+        """What is done, each with how many documents were left out; nothing if there is no such
+        file. Raises ``StateUnusable``."""
         if not FileSystems.exists(self.path):
-            return set()
+            return {}
         with FileSystems.open(self.path) as file:
             text = file.read()
         try:
             found = json.loads(text)
-            done = {(int(start), int(stop)) for start, stop in found.pop(_DONE)}
+            done = {(int(a), int(b)): int(left_out) for a, b, left_out in found.pop(_DONE)}
         except (ValueError, KeyError, TypeError, AttributeError):
             raise StateUnusable(f"{self.path} is no state of a replay: remove it") from None
         if found != dict(self.replay):
@@ -44,9 +45,10 @@ class ReplayState:
             )
         return done
 
-    def add(self, done: Collection[Stretch]) -> None:
+    def add(self, done: Mapping[Stretch, int]) -> None:
         """Writes what is done now, all of it, in place of what was there."""
-        text = json.dumps({**self.replay, _DONE: sorted(done)}, indent=1)
+        stretches = sorted((*stretch, left_out) for stretch, left_out in done.items())
+        text = json.dumps({**self.replay, _DONE: stretches}, indent=1)
         hidden = f"{self.path}.tmp"
         with FileSystems.create(hidden) as file:
             file.write(text.encode())

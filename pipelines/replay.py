@@ -17,14 +17,27 @@ from velocity.io.kafka_config import KafkaConfig
 from velocity.io.lookup import Lookup
 from velocity.io.pace import BudgetedLookup, CountedLookup, Limits, Pace
 from velocity.io.records import MESSAGE, TIMESTAMP
+from velocity.pipelines.follow import stages_of
 from velocity.pipelines.graph import Graph, window_of
 from velocity.pipelines.job import EnrichmentSpec, FieldSpec, Job, MetricSpec
 from velocity.transforms.aggregates import Value
 from velocity.transforms.decode import Decode, JsonDecoder
 from velocity.transforms.expressions import columns_in
 from velocity.transforms.fields import TYPES
-from velocity.transforms.ranges import OnlyComplete, Part, Span, Within, gap_of, part_of, parts
-from velocity.transforms.windows import Window
+from velocity.transforms.ranges import (
+    Alert,
+    OnlyComplete,
+    Part,
+    Span,
+    Stretch,
+    Within,
+    gap_of,
+    part_of,
+    parts,
+)
+from velocity.transforms.settled import SettledFrom, longest_of, quiet_of
+from velocity.transforms.stages import Stages
+from velocity.transforms.transactions import ALERTS
 
 KAFKA: Final = "kafka"
 ARCHIVE: Final = "archive"
@@ -33,6 +46,9 @@ SOURCES: Final = (KAFKA, ARCHIVE, RAW)
 """Where history is read; another word is the path of an export, or a pattern of several."""
 
 _KINDS: Final = {ARCHIVE: Kind.ENRICHED, RAW: Kind.RAW}
+
+_WIDEST: Final = timedelta(days=1)
+"""How far around a part is read for sessions that were cut, at most; or the first padding."""
 
 _GAPS: Final = 10
 """How many gaps before and after its range a replay reads first, for sessions to begin and end."""
@@ -77,11 +93,6 @@ class Replay:
                 "the job counts nothing that could be counted anew; to write its events to Kafka once "
                 "more, run it with source.kafka.start at the time from which"
             )
-        if self.job.transactions:
-            raise ReplayError(
-                "the job follows transactions, whose state begins before any range: run it anew from "
-                "the start of its topics instead"
-            )
         archive = self.job.archive
         for source, kept in (
             (ARCHIVE, archive and archive.enriched),
@@ -114,6 +125,9 @@ class Replay:
     def graph(self) -> Graph:
         """Of the replay: from an archive of enriched events one without enrichments."""
         job = enriched_already(self.windowed) if self.source == ARCHIVE else self.windowed
+        if job.transactions:  # whoever reads the topic has been told once
+            quiet = job.transactions.model_copy(update={"alerts": None})
+            job = job.model_copy(update={"transactions": quiet})
         if self.dry:
             asking = [spec.model_copy(update={"on_missing": "null"}) for spec in job.enrich]
             job = job.model_copy(update={"enrich": asking})
@@ -127,14 +141,33 @@ class Replay:
         return lookup if rate is None else BudgetedLookup(lookup, rate / len(self.job.enrich))
 
     @cached_property
-    def windows(self) -> Mapping[str, Window]:
-        """Of the metrics, by name."""
-        return {spec.name: window_of(spec.window) for spec in self.windowed.metrics}
+    def windows(self) -> Mapping[str, Stretch]:
+        """Of the metrics, by name, and of alerts."""
+        found: dict[str, Stretch] = {s.name: window_of(s.window) for s in self.windowed.metrics}
+        if self.stages:
+            millisecond = timedelta(milliseconds=1)
+            due = [(s, t) for s, t in zip(self.stages.slas, self.stages.ttls, strict=True) if s]
+            if due:
+                found[ALERTS] = Alert(*(max(some) * millisecond for some in zip(*due, strict=True)))
+        return found
+
+    @cached_property
+    def stages(self) -> Stages | None:
+        """Of a job that follows transactions."""
+        return stages_of(self.job.transactions) if self.job.transactions else None
 
     @property
     def pad(self) -> timedelta:
-        """What is read around the range for sessions, at first."""
-        return _GAPS * (gap_of(self.windows.values()) or timedelta(0))
+        """What is read around the range for sessions, and before it for transactions, at first; zero if
+        neither can be cut."""
+        gaps = _GAPS * (gap_of(self.windows.values()) or timedelta(0))
+        lives = quiet_of(self.stages) + longest_of(self.stages) if self.stages else timedelta(0)
+        return max(gaps, lives)
+
+    @property
+    def widest(self) -> timedelta:
+        """How far around a part it is read at most, for what was cut."""
+        return max(_WIDEST, 2 * self.pad if self.stages else timedelta(0))
 
     def check(self, parts: Sequence[Part]) -> None:
         """Raises ``ReplayError`` if what the parts read is known to be gone."""
@@ -174,12 +207,22 @@ class Replay:
             length,
             pad=self.pad,
             until=known,
+            before=self._before(self.pad),
         )
 
+    def _before(self, pad: timedelta) -> timedelta:
+        return pad if self.stages else timedelta(0)
+
     def wider(self, part: Part, pad: timedelta) -> Part:
-        """A part that reads more around it, for sessions that were cut."""
-        windows = self.windows.values()
-        return part_of(windows, part.wanted, first=part.first, pad=pad, until=part.until)
+        """A part that reads more around it, for what was cut."""
+        return part_of(
+            self.windows.values(),
+            part.wanted,
+            first=part.first,
+            pad=pad,
+            until=part.until,
+            before=self._before(pad),
+        )
 
     def files(self, part: Part) -> Sequence[ArchiveFile]:
         """Of the archive those that the part reads."""
@@ -214,13 +257,26 @@ class Replay:
         if graph.deduplicate:  # what was read before is there to know its copies by
             rows = rows | "Within again" >> Within(part.read, event_time)
         flow = graph.documents(rows)
-        documents, dead = flow | "Complete" >> OnlyComplete(part, self.windows)
+        complete = OnlyComplete(part, self.windows, self._settled(rows, part))
+        documents, dead = flow | "Complete" >> complete
         if self.limits.documents:
             share = self.limits.share(self.limits.documents)
             documents = documents | "Pace documents" >> Pace(share)
         written = [documents | f"Write to {name}" >> sink for name, sink in sinks.items()]
         if dead_letters:
             _ = [dead, *written] | "All dead letters" >> beam.Flatten() | "Keep" >> dead_letters
+
+    def _settled(self, rows: Any, part: Part) -> beam.PCollection | None:
+        spec = self.job.transactions
+        if spec is None or self.stages is None:
+            return None
+        return rows | "Settled" >> SettledFrom(
+            self.stages,
+            key=spec.key,
+            event=spec.event,
+            event_time=self.job.source.event_time,
+            start=part.read.start,
+        )
 
     def _read(self, part: Part, graph: Graph) -> beam.PTransform:
         if self.source == KAFKA:
@@ -272,10 +328,13 @@ def enriched_already(job: Job) -> Job:
     """
     stored = Graph(job, {}).protected_schema
     fields = {c.name: FieldSpec(type=_named(c.type)) for c in stored if c.name != MESSAGE}
-    by_metrics = used(
-        [e for m in job.metrics for e in (m.where, *_arguments(m)) if e],
-        [*fields, *job.derive],
-    ) | {column for metric in job.metrics for column in metric.by}
+    if job.transactions:  # metrics are over facts
+        by_metrics = {job.transactions.key, job.transactions.event, *job.transactions.by}
+    else:
+        by_metrics = used(
+            [e for m in job.metrics for e in (m.where, *_arguments(m)) if e],
+            [*fields, *job.derive],
+        ) | {column for metric in job.metrics for column in metric.by}
     derive = {name: sql for name, sql in job.derive.items() if name in by_metrics}
     hidden = job.sensitive.fields if job.sensitive else ()
     # What has passed it needs no filter by what it no longer has.

@@ -11,9 +11,11 @@ MEANINGS: Final = {
     5: "a port is taken",
     6: "a server failed",
     7: "another command is at work on the same stack",
+    8: "done, but documents are left out that go on outside of what was read",
     130: "Ctrl-C",
 }
-"""What a code means, whatever the command; 3 to 7 are of ``velocity stack``. A command that another
+"""What a code means, whatever the command; 3 to 7 are of ``velocity stack``, 8 of
+``velocity replay``. A command that another
 signal N ends has 128 + N."""
 
 

@@ -5,7 +5,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from apache_beam.options.pipeline_options import (
     PipelineOptions,
     PortableOptions,
 )
+from apache_beam.runners.runner import PipelineState
 
 from velocity.pipelines.graph import Applied, Until
 from velocity.runners.flink import (
@@ -33,7 +34,7 @@ from velocity.runners.flink import (
 )
 from velocity.runners.flink_errors import FlinkError, FlinkRefused, JobFailed, root_cause
 from velocity.runners.flink_job_server import job_server
-from velocity.runners.flink_records import Submission, forget_ended, remember
+from velocity.runners.flink_records import Submission, folder, forget_ended, remember
 from velocity.runners.flink_rest import Flink
 from velocity.runners.jobserver import job_server_jar
 from velocity.runners.stack_java import installed_jdks, need_jdk
@@ -75,29 +76,65 @@ def submit(
     not come to run, and ``FlinkError`` and ``StackError`` for what it lacks. Whatever it raises,
     it leaves neither a process nor a job behind.
     """
+    with _submitting(graph, options, own, until, report) as (flink, name, result, others):
+        job = await_running(flink, name, partial(_failure, result), report, others=others)
+    remember(Submission(name, flink.url, list(command), list(own)))
+    return Submitted(flink, job, name)
+
+
+def submit_and_wait(
+    graph: Applied,
+    options: FlinkOptions,
+    own: Sequence[str],
+    showing: Callable[[Submitted], AbstractContextManager[None]],
+    report: Report = lambda message: None,
+) -> Any:
+    """Runs a graph of bounded input on a cluster to its end; Beam's result, with its metrics.
+
+    ``showing`` is entered once Flink has taken the job. Raises as ``submit`` does, and ``JobFailed``
+    if the job fails; whatever it raises, Ctrl-C too, it leaves neither a process nor a job behind.
+    """
+    with _submitting(graph, options, own, "latest", report) as (flink, name, result, others):
+        job = await_taken(flink, name, partial(_failure, result), report, others=others)
+        with showing(Submitted(flink, job, name)):
+            while not PipelineState.is_terminal(result.state):
+                time.sleep(0.5)
+            try:
+                result.wait_until_finish()
+            except RuntimeError as error:
+                raise JobFailed(f"{name} failed: {root_cause(str(error))}") from error
+            result.metrics()  # it keeps them, and the job server is there to be asked no longer
+    shutil.rmtree(folder() / name, ignore_errors=True)
+    return result
+
+
+@contextmanager
+def _submitting(
+    graph: Applied, options: FlinkOptions, own: Sequence[str], until: Until, report: Report
+) -> Iterator[tuple[Flink, str, Any, Collection[str]]]:
+    """Submits a graph under a name; within, the job server lives. An exception ends the job too.
+
+    Gives the cluster, the name, Beam's result, and the ids of jobs that were there before.
+    """
     where = target(options, read_state(state_folder()), own)
     flink = Flink(where.rest)
     _check(flink, options)
     name = options.name or unique_name(graph.job.job)
     others = frozenset(job.id for job in flink.jobs())
-    folder = forget_ended(flink) / name
-    artifacts = folder / "artifacts"
+    place = forget_ended(flink) / name
     chosen = pipeline_options(options, where, name, bounded=until is not None)
     pipeline = _pipeline(graph, until, [*chosen, *own])
     try:
-        with _interruptible(), serving(options, where, pipeline, artifacts, report):
+        with _interruptible(), serving(options, where, pipeline, place / "artifacts", report):
             try:
                 report(f"submitting {name}")
-                result = pipeline.run()
-                job = await_running(flink, name, partial(_failure, result), report, others=others)
+                yield flink, name, pipeline.run(), others
             except BaseException:
                 cancel_named(flink, name)
                 raise
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
         raise
-    remember(Submission(name, flink.url, list(command), list(own)))
-    return Submitted(flink, job, name)
 
 
 def _check(flink: Flink, options: FlinkOptions) -> None:
@@ -144,7 +181,7 @@ def serving(
     if not server.artifacts_dir:
         artifacts.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="velocity-job-server-") as temporary:
-        folder = Path(temporary)
+        own = Path(temporary)
         command = [
             str(jdk.java),
             *(server.job_server_jvm_properties or ([] if where.local else ["-Xmx512m"])),
@@ -164,10 +201,10 @@ def serving(
             "-1",
         ]
         if keys := configuration(options):
-            (folder / "config.yaml").write_text(yaml.safe_dump(keys))
+            (own / "config.yaml").write_text(yaml.safe_dump(keys))
             command += ["--flink-conf-dir", temporary]
         report("starting the job server")
-        with job_server(command, folder / "log") as endpoint:
+        with job_server(command, own / "log") as endpoint:
             portable.job_endpoint = endpoint
             yield
 
@@ -216,6 +253,35 @@ def await_running(
         if clock() >= deadline:
             raise JobFailed(f"{name} does not run after {within:.0f} s: it waits for {waits_for}")
         report(f"{name}: waiting for {waits_for}")
+        sleep(0.3)
+
+
+def await_taken(
+    flink: Flink,
+    name: str,
+    failed: Callable[[], str | None],
+    report: Report = lambda message: None,
+    *,
+    others: Collection[str] = (),
+    within: float = START_WITHIN,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> str:
+    """The id of the job of this name, once Flink has it; its tasks may have to wait for each other.
+
+    Raises ``JobFailed`` as ``await_running`` does.
+    """
+    deadline = clock() + within
+    while True:
+        jobs = (job for job in flink.jobs() if job.name == name and job.id not in others)
+        job = next(jobs, None)
+        if job is not None:
+            return job.id
+        if cause := failed():
+            raise JobFailed(f"{name} could not be submitted: {cause}")
+        if clock() >= deadline:
+            raise JobFailed(f"{name} is not on Flink after {within:.0f} s")
+        report(f"{name}: waiting for Flink to take the job")
         sleep(0.3)
 
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -14,25 +14,27 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from velocity.io.archive_count import rows_in
-from velocity.io.pace import told
+from velocity.io.pace import Told, told
 from velocity.io.records import rfc3339
 from velocity.io.replay_state import ReplayState
 from velocity.pipelines.graph import Until
 from velocity.pipelines.job import Job
 from velocity.pipelines.replay import ARCHIVE, RAW, Replay
 from velocity.runners.flink import LOCAL, FlinkOptions
-from velocity.runners.flink_errors import JobFailed
-from velocity.runners.flink_submit import quiet, submit
-from velocity.runners.flink_view import watch
+from velocity.runners.flink_errors import FlinkError, JobFailed
+from velocity.runners.flink_rest import Flink
+from velocity.runners.flink_submit import Submitted, quiet, submit_and_wait
+from velocity.runners.flink_view import NAMESPACE
 from velocity.runners.options import options_for
-from velocity.runners.run import in_job_server, run
+from velocity.runners.run import counters_of, in_job_server, run
 from velocity.runners.terminal import every
 from velocity.transforms.ranges import Part
 
 _LINE_EVERY: Final = 10.0
-_WIDEST: Final = timedelta(days=1)
-"""How far around a part is read for sessions that were cut, at most; or the first padding."""
 _WIDER: Final = 6
+_TRIES: Final = 10
+_RESTARTS: Final = "restarts"
+"""How often Flink restarted the job: counters begin at 0 again then."""
 
 Counters = Mapping[str, int]
 Outputs = Callable[[], tuple[Mapping[str, beam.PTransform], beam.PTransform | None]]
@@ -86,21 +88,21 @@ def replay_parts(
 ) -> Counters:
     """Makes the parts that are not done yet, one after the other; their counters, added up.
 
-    After each part ``state`` says that it is done; it is forgotten when all are. A part whose
-    sessions were cut is made again with more read around it, up to a day.
+    After each part ``state`` says that it is done, unless it has windows that are not over yet; it
+    is forgotten when all are. A part of which something was cut is made again with more read around
+    it, up to ``replay.widest``. What is still cut is counted, of parts that were done before too.
     """
-    done = state.done() if state else set()
+    done = state.done() if state else {}
     left = [part for part in parts if part.wanted not in done]
     if len(left) < len(parts):
         console.print(f"{len(parts) - len(left)} of {len(parts)} parts are done already")
-    total: dict[str, int] = {}
+    total = {"documents_cut": sum(done.values())}
     for n, part in enumerate(left, len(parts) - len(left) + 1):
-        for name, count in _until_quiet(
-            replay, part, where, outputs, f"part {n} of {len(parts)}", console
-        ).items():
+        counters = _until_quiet(replay, part, where, outputs, f"part {n} of {len(parts)}", console)
+        for name, count in counters.items():
             total[name] = total.get(name, 0) + count
-        if state:
-            done.add((part.wanted.start, part.wanted.stop))
+        if state and not counters.get("documents_open"):
+            done[part.wanted.start, part.wanted.stop] = counters.get("documents_cut", 0)
             state.add(done)
     if state:
         state.forget()
@@ -116,13 +118,17 @@ def _until_quiet(
     console: Console,
 ) -> Counters:
     pad = replay.pad
-    while True:
+    for _ in range(_TRIES):
         counters = _run(_PartOfReplay(replay, part, outputs), where, name, console)
-        if not counters.get("documents_cut") or pad >= _WIDEST:
+        if counters.get(_RESTARTS) and pad:
+            console.print("Flink restarted it, and can't say if documents were cut; once more")
+            continue
+        if not counters.get("documents_cut") or pad >= replay.widest:
             return counters
-        pad = min(pad * _WIDER, _WIDEST)
+        pad = min(pad * _WIDER, replay.widest)
         part = replay.wider(part, pad)
-        console.print(f"{counters['documents_cut']} sessions go on outside; reading {pad} around")
+        console.print(f"{counters['documents_cut']} documents go on outside; reading {pad} around")
+    raise JobFailed(f"{name} of the replay was restarted by Flink each time: see its log")
 
 
 def _run(part: _PartOfReplay, where: Where, name: str, console: Console) -> Counters:
@@ -142,7 +148,7 @@ def _run(part: _PartOfReplay, where: Where, name: str, console: Console) -> Coun
         total = _events(part)
 
         def showing(job: str, shown_on: Console) -> AbstractContextManager[None]:
-            return progress(f"{job}: {name}", Path(folder), total, shown_on)
+            return progress(f"{job}: {name}", lambda: told(Path(folder)), total, shown_on)
 
         return run(watched, options_for(where.runner, own), "latest", console, showing=showing)
 
@@ -155,24 +161,39 @@ def _events(part: _PartOfReplay) -> int | None:
 
 
 def _on_cluster(part: _PartOfReplay, where: Where, name: str, console: Console) -> Counters:
-    with quiet(), console.status(f"{part.job.job}: {name}: starting") as status:
-        job = submit(part, where.flink, where.options, "latest", report=status.update)
-    console.print(f"{name}: {job.name} runs on Flink at {job.flink.url}", highlight=False)
-    if watch(job.flink, job.id, job.name, console=console):
-        raise JobFailed(f"{job.name} did not finish: look at it in Flink at {job.flink.url}")
-    vertices = job.flink.vertices(job.id)
-    return job.flink.counters(job.id, vertices, "velocity")
+    total, restarts = _events(part), 0
+
+    @contextmanager
+    def showing(job: Submitted) -> Iterator[None]:
+        nonlocal restarts
+        console.print(f"{name}: {job.name} runs on Flink at {job.flink.url}", highlight=False)
+        with progress(f"{part.job.job}: {name}", partial(_read, job.flink, job.id), total, console):
+            yield
+        restarts = len(job.flink.failures(job.id))
+
+    with quiet():
+        result = submit_and_wait(part, where.flink, where.options, showing)
+    return {**counters_of(result), _RESTARTS: restarts}
+
+
+def _read(flink: Flink, job: str) -> Told:
+    """How far a job on Flink is; as it collects counters every ten seconds, it says so later."""
+    try:
+        counters = flink.counters(job, flink.vertices(job), NAMESPACE)
+    except FlinkError:  # it may be busy, or away for a while
+        counters = {}
+    return Told(counters.get("archive_rows", counters.get("decoded_rows", 0)), None)
 
 
 @contextmanager
 def progress(
     title: str,
-    folder: Path,
+    look: Callable[[], Told],
     total: int | None,
     console: Console,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[None]:
-    """Shows events, their time, the rate and the time left, as the workers tell in ``folder``.
+    """Shows events, their time, the rate and the time left, as ``look`` tells.
 
     In a terminal it is a bar; elsewhere a line every ten seconds.
     """
@@ -193,7 +214,7 @@ def progress(
 
         def show() -> None:
             nonlocal next_line
-            so_far, now = told(folder), clock()
+            so_far, now = look(), clock()
             line = told_line(so_far.rows, so_far.latest, total, now - began)
             bar.update(task, completed=so_far.rows, told=line)
             if not console.is_terminal and now >= next_line:

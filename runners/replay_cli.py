@@ -1,7 +1,7 @@
 """``velocity replay``: history through a job's graph again."""
 
 import os
-from datetime import datetime, timedelta
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final
@@ -9,10 +9,18 @@ from typing import Annotated, Final
 import typer
 
 from velocity.pipelines import jobfile
+from velocity.runners.arguments import (
+    ON_FLINK,
+    BeamOptions,
+    FlinkMaster,
+    Generation,
+    Parallelism,
+    Sqlite,
+)
 from velocity.runners.exit_codes import codes
 from velocity.runners.terminal import JobPath, Json, duration, time_with_offset
 
-EXIT_CODES: Final = codes(130, _1="the job is wrong, or failed")
+EXIT_CODES: Final = codes(8, 130, _1="the job is wrong, or failed")
 _SAFE: Final = "Beside a live job"
 _INSTEAD: Final = "Without writing, or elsewhere"
 
@@ -39,10 +47,7 @@ def replay(
         str, typer.Option("--from", metavar="TIME", help="Event time, RFC 3339 with its offset.")
     ],
     stop: Annotated[str, typer.Option("--to", metavar="TIME", help="Not part of the range.")],
-    options: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="-- OPTIONS", help="For Beam, as they are.", show_default=False),
-    ] = None,
+    options: BeamOptions = None,
     source: Annotated[
         str,
         typer.Option(
@@ -69,9 +74,7 @@ def replay(
             show_default="beside the archive, or in VELOCITY_STATE",
         ),
     ] = None,
-    sqlite: Annotated[
-        Path | None, typer.Option(help="Documents into this file, not into the job's sinks.")
-    ] = None,
+    sqlite: Sqlite = None,
     dead_letters: Annotated[
         Path | None,
         typer.Option(
@@ -85,6 +88,7 @@ def replay(
             help="With --source kafka: read messages sent so much later than lateness and disorder.",
         ),
     ] = "0s",
+    generation: Generation = None,
     max_rate: Annotated[
         float | None, typer.Option(help="Events a second.", rich_help_panel=_SAFE)
     ] = None,
@@ -126,18 +130,11 @@ def replay(
             rich_help_panel=_INSTEAD,
         ),
     ] = False,
-    flink_master: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOST:PORT|local", show_default="the stack's", rich_help_panel="On Flink"
-        ),
-    ] = None,
-    parallelism: Annotated[
-        int, typer.Option(help="Subtasks of each step.", rich_help_panel="On Flink")
-    ] = 2,
+    flink_master: FlinkMaster = None,
+    parallelism: Parallelism = None,
     batch: Annotated[
         bool,
-        typer.Option("--batch", help="As a batch, not as a stream.", rich_help_panel="On Flink"),
+        typer.Option("--batch", help="As a batch, not as a stream.", rich_help_panel=ON_FLINK),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -155,12 +152,16 @@ def replay(
         raise typer.BadParameter("--swap goes with --into PREFIX")
     if into and sqlite:
         raise typer.BadParameter("--into is for Elasticsearch, --sqlite for a file: give one")
-    if runner is ReplayRunner.DIRECT and (flink_master or batch):
-        raise typer.BadParameter("--flink-master and --batch are for --runner flink")
+    if runner is ReplayRunner.DIRECT and (flink_master or parallelism or batch):
+        raise typer.BadParameter("--flink-master, --parallelism, --batch are for --runner flink")
+    if runner is ReplayRunner.FLINK and workers:
+        raise typer.BadParameter("--workers is for the direct runner: give --parallelism")
     length = None if part == "all" else duration(part, "--part")
     if length is not None and length < timedelta(minutes=1):
         raise typer.BadParameter("a minute or more is wanted", param_hint="--part")
     job = jobfile.load(path)
+    if generation is not None:
+        job = job.model_copy(update={"generation": generation})
 
     from velocity.io.pace import Limits
     from velocity.pipelines.replay import Replay
@@ -168,15 +169,15 @@ def replay(
     from velocity.runners.replay import Where
     from velocity.runners.replay_run import Plan, carry_out
 
-    flink = FlinkOptions(master=flink_master, parallelism=parallelism, streaming=not batch)
+    flink = FlinkOptions(master=flink_master, parallelism=parallelism or 2, streaming=not batch)
     processes = workers or os.cpu_count() or 1
     where = Where(runner.value, 1 if dry_run else processes, tuple(options or ()), flink)
     limits = Limits(max_rate, max_rest_rate, max_document_rate, where.takers)
     wanted = Replay(
         job,
         source,
-        _time(start, "--from"),
-        _time(stop, "--to"),
+        time_with_offset(start, "--from"),
+        time_with_offset(stop, "--to"),
         os.environ,
         limits,
         duration(late, "--late"),
@@ -195,7 +196,3 @@ def replay(
     raise typer.Exit(
         carry_out(plan, "dry" if dry_run else "compare" if compare else "write", as_json=as_json)
     )
-
-
-def _time(text: str, option: str) -> datetime:
-    return time_with_offset(text, option)

@@ -34,7 +34,13 @@ from velocity.runners.stack_paths import state_folder
 from velocity.transforms.ranges import Part
 from velocity.transforms.windows import Session, Window
 
+LEFT_OUT: Final = 8
+"""The exit code of a replay that is done, and has left documents out which go on outside of what
+it read."""
+
 Mode = Literal["write", "dry", "compare"]
+_Carried = tuple[Counters, dict[str, Any]]
+"""The counters, and what is told to programs."""
 _SHOWN: Final = 200
 """Changes that a comparison prints, each on its line."""
 
@@ -63,8 +69,8 @@ def carry_out(
     as_json: bool = False,
     clock: Callable[[], datetime] = now,
 ) -> int:
-    """Carries a replay out; the exit code. What is for the user's programs goes to ``out``: lines,
-    or one JSON object."""
+    """Carries a replay out; the exit code, 0 or ``LEFT_OUT``. What is for the user's programs goes to
+    ``out``: lines, or one JSON object."""
     console = console or Console(stderr=True)
     FileSystems.set_options(PipelineOptions(list(plan.where.options)))
     replay = plan.replay
@@ -81,15 +87,18 @@ def carry_out(
     if replay.source == KAFKA:
         check_history(*replay.kafka_since(parts[0]))
     carried_out = {"dry": _dry, "compare": _compare, "write": _write}[mode]
-    report = carried_out(plan, parts, console, (lambda line: None) if as_json else out)
+    counters, report = carried_out(plan, parts, console, (lambda line: None) if as_json else out)
+    for line in _left_out(counters):
+        console.print(line, highlight=False, soft_wrap=True)
+    cut = counters.get("documents_cut", 0)
     if as_json:
-        out(json.dumps({"job": replay.job.job, "mode": mode, **report}))
-    return 0
+        out(json.dumps({"job": replay.job.job, "mode": mode, "left_out": cut, **report}))
+    return LEFT_OUT if cut else 0
 
 
 def _write(
     plan: Plan, parts: Sequence[Part], console: Console, out: Callable[[str], None]
-) -> dict[str, Any]:
+) -> _Carried:
     graph = _target(plan)
     if plan.into:
         with graph.elasticsearch.open() as client:
@@ -106,19 +115,19 @@ def _write(
 
     counters = replay_parts(plan.replay, parts, plan.where, outputs, state=state, console=console)
     console.print(summary(counters))
-    for line in _left_out(counters):
-        console.print(line, highlight=False, soft_wrap=True)
-    if plan.into and plan.swap:
+    if plan.into and plan.swap and not counters.get("documents_cut"):
         live = Graph(plan.replay.job, plan.replay.environment)
         with live.elasticsearch.open() as client:
             moved = swap(client, setup_of(live), plan.into)
         for sign, names in (("+", moved.added), ("-", moved.removed)):
             for name in names:
                 out(f"{moved.alias} {sign} {name}")
-        return {"counters": dict(counters), "alias": moved._asdict()}
+        return counters, {"counters": dict(counters), "alias": moved._asdict()}
     if plan.into:
+        if plan.swap:
+            console.print("not swapped, as documents are left out", highlight=False)
         out(f"ready: velocity alias swap JOB {plan.into}    and back: velocity alias rollback")
-    return {"counters": dict(counters), "into": plan.into}
+    return counters, {"counters": dict(counters), "into": plan.into}
 
 
 def _target(plan: Plan) -> Graph:
@@ -139,8 +148,8 @@ def _left_out(counters: Counters) -> list[str]:
     said = []
     if cut := counters.get("documents_cut"):
         said.append(
-            f"{cut:,} sessions go on outside of what was read, and are not written: give an "
-            "earlier --from or a later --to"
+            f"{cut:,} documents go on outside of what was read, and are not written (exit code "
+            f"{LEFT_OUT}): give an earlier --from or a later --to"
         )
     if still := counters.get("documents_open"):
         said.append(f"{still:,} windows are not over yet, and are not written")
@@ -156,6 +165,7 @@ def _state(plan: Plan, graph: Graph) -> ReplayState:
         "source": source,
         "from": replay.start.isoformat(),
         "to": replay.stop.isoformat(),
+        "late": str(replay.late),
         "part": str(plan.length),
     }
     if plan.state:
@@ -183,7 +193,7 @@ def _made(
 
 def _dry(
     plan: Plan, parts: Sequence[Part], console: Console, out: Callable[[str], None]
-) -> dict[str, Any]:
+) -> _Carried:
     with TemporaryDirectory(prefix="velocity-replay-") as folder:
         counters, documents = _made(plan, parts, console, folder)
     windows = {(d["metric"], d["window_start"], d["window_end"]) for d in documents.values()}
@@ -197,20 +207,19 @@ def _dry(
     }
     for name, count in counts.items():
         out(f"{name}: {count:,}")
-    for line in _left_out(counters):
-        out(line)
     if plan.replay.graph.job.enrich:
         console.print(
             "As no service was asked, documents by enriched columns are counted as one, and calls "
             "for keys that come from another service not at all; calls are at least so many.",
             soft_wrap=True,
         )
-    return {"counts": {name.replace(" ", "_").lower(): count for name, count in counts.items()}}
+    report = {name.replace(" ", "_").lower(): count for name, count in counts.items()}
+    return counters, {"counts": report}
 
 
 def _compare(
     plan: Plan, parts: Sequence[Part], console: Console, out: Callable[[str], None]
-) -> dict[str, Any]:
+) -> _Carried:
     graph = _target(plan)
     with TemporaryDirectory(prefix="velocity-replay-") as folder:
         counters, made = _made(plan, parts, console, folder)
@@ -226,9 +235,7 @@ def _compare(
         f"{found['same']:,} the same, {found['stale']:,} older than what is stored, "
         f"{found['conflict']:,} different under the same version"
     )
-    for line in _left_out(counters):
-        out(line)
-    return {"verdicts": dict(found), "changes": [asdict(change) for change in told]}
+    return counters, {"verdicts": dict(found), "changes": [asdict(change) for change in told]}
 
 
 def _stored(graph: Graph, made: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:

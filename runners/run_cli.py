@@ -11,7 +11,14 @@ from typing import Annotated, Any, Final, Literal
 import typer
 
 from velocity.pipelines import jobfile
-from velocity.pipelines.job import LAST_GENERATION
+from velocity.runners.arguments import (
+    ON_FLINK,
+    BeamOptions,
+    FlinkMaster,
+    Generation,
+    Parallelism,
+    Sqlite,
+)
 from velocity.runners.exit_codes import codes
 from velocity.runners.flink import FlinkOptions
 from velocity.runners.terminal import (
@@ -24,8 +31,6 @@ from velocity.runners.terminal import (
 )
 
 EXIT_CODES: Final = codes(130, _1="the job is wrong, or failed")
-
-_FLINK: Final = "With --runner flink"
 
 
 class Runner(StrEnum):
@@ -56,10 +61,7 @@ def add_run_command(app: typer.Typer) -> None:
 def run(
     ctx: typer.Context,
     path: JobPath,
-    options: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="-- OPTIONS", help="Passed on as they are.", show_default=False),
-    ] = None,
+    options: BeamOptions = None,
     runner: Annotated[Runner, typer.Option(help="Where the graph runs.")] = Runner.DIRECT,
     until: Annotated[
         str | None,
@@ -70,29 +72,19 @@ def run(
             show_default="flink: never; others: now",
         ),
     ] = None,
-    sqlite: Annotated[
-        Path | None, typer.Option(help="Documents into this file, not into the job's sinks.")
-    ] = None,
+    sqlite: Sqlite = None,
     dead_letters: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Dead letters into this folder, not where the job says."),
     ] = None,
-    flink_master: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOST:PORT|local",
-            help="Flink's REST interface; local is a Flink inside this run, for trying out.",
-            show_default="the stack's",
-            rich_help_panel=_FLINK,
-        ),
-    ] = None,
+    flink_master: FlinkMaster = None,
     job_server_jar: Annotated[
         Path | None,
         typer.Option(
             metavar="JAR",
             help="Beam's job server for that Flink.",
             show_default="ours, for Flink 1.19",
-            rich_help_panel=_FLINK,
+            rich_help_panel=ON_FLINK,
         ),
     ] = None,
     worker_pool: Annotated[
@@ -101,29 +93,24 @@ def run(
             metavar="HOST:PORT",
             help="What starts the Python workers.",
             show_default="the stack's",
-            rich_help_panel=_FLINK,
+            rich_help_panel=ON_FLINK,
         ),
     ] = None,
-    parallelism: Annotated[
-        int | None,
-        typer.Option(
-            help="Subtasks of each step, 1 to 128.", show_default="2", rich_help_panel=_FLINK
-        ),
-    ] = None,
+    parallelism: Parallelism = None,
     sdk_worker_parallelism: Annotated[
         int | None,
         typer.Option(
-            help="Python processes of each TaskManager.", show_default="1", rich_help_panel=_FLINK
+            help="Python processes of each TaskManager.", show_default="1", rich_help_panel=ON_FLINK
         ),
     ] = None,
     checkpoint_interval: Annotated[
         str | None,
-        typer.Option(metavar="DURATION", show_default="10s", rich_help_panel=_FLINK),
+        typer.Option(metavar="DURATION", show_default="10s", rich_help_panel=ON_FLINK),
     ] = None,
     state_backend: Annotated[
         str | None,
         typer.Option(
-            metavar="hashmap|rocksdb", show_default="the cluster's", rich_help_panel=_FLINK
+            metavar="hashmap|rocksdb", show_default="the cluster's", rich_help_panel=ON_FLINK
         ),
     ] = None,
     restart_attempts: Annotated[
@@ -131,7 +118,7 @@ def run(
         typer.Option(
             help="Restarts until the job has failed.",
             show_default="the cluster's",
-            rich_help_panel=_FLINK,
+            rich_help_panel=ON_FLINK,
         ),
     ] = None,
     restart_delay: Annotated[
@@ -140,13 +127,13 @@ def run(
             metavar="DURATION",
             help="Before each of --restart-attempts.",
             show_default="10s",
-            rich_help_panel=_FLINK,
+            rich_help_panel=ON_FLINK,
         ),
     ] = None,
     from_savepoint: Annotated[
         str | None,
         typer.Option(
-            metavar="PATH", help="Go on from a savepoint or checkpoint.", rich_help_panel=_FLINK
+            metavar="PATH", help="Go on from a savepoint or checkpoint.", rich_help_panel=ON_FLINK
         ),
     ] = None,
     allow_non_restored_state: Annotated[
@@ -154,30 +141,22 @@ def run(
         typer.Option(
             "--allow-non-restored-state",
             help="Drop the state of steps that the job no longer has.",
-            rich_help_panel=_FLINK,
+            rich_help_panel=ON_FLINK,
         ),
     ] = False,
     name: Annotated[
         str | None,
         typer.Option(
-            help="Of the job in Flink.", show_default="job and time", rich_help_panel=_FLINK
+            help="Of the job in Flink.", show_default="job and time", rich_help_panel=ON_FLINK
         ),
     ] = None,
     detach: Annotated[
         bool,
         typer.Option(
-            "--detach", help="Return once the job runs; print its id.", rich_help_panel=_FLINK
+            "--detach", help="Return once the job runs; print its id.", rich_help_panel=ON_FLINK
         ),
     ] = False,
-    generation: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            max=LAST_GENERATION,
-            help="Of the job's logic, instead of the job's own: documents of a later one replace"
-            " those of an earlier one, also if they count fewer events.",
-        ),
-    ] = None,
+    generation: Generation = None,
     as_json: Annotated[
         bool,
         typer.Option(
@@ -185,6 +164,7 @@ def run(
             callback=as_json_asked,
             help="Print a JSON object for other programs: of what was counted, when the job has ended;"
             " on a Flink cluster how it is, every 10 s, and with --detach its id.",
+            rich_help_panel=ON_FLINK,
         ),
     ] = False,
 ) -> None:

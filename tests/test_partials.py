@@ -160,7 +160,7 @@ def windowed(
 ) -> Documents:
     function = window.window_fn()
     contexts: dict[bytes, _Windows] = {}
-    for _, key, time, partial, _ in partials:
+    for _, key, time, partial, *_ in partials:
         context = contexts.setdefault(key, _Windows())
         at = WindowFn.AssignContext(Timestamp(micros=time * 1000))
         for where in function.assign(at):

@@ -1,124 +1,44 @@
 """The law of replays: from wherever history is read, the documents are those of recomputation."""
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
+import io
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from velocity.io.archive import WriteToArchive
+from tests.replay_jobs import (
+    JOB,
+    SHOPS,
+    START,
+    UNKNOWN,
+    Event,
+    Shops,
+    archive,
+    job_in,
+    recomputed,
+    steady,
+)
 from velocity.io.archive_files import Kind
 from velocity.io.archive_keep import compact, expire
-from velocity.io.lookup import MISSING, Answers, Keep
+from velocity.io.lookup import Answers, Keep
 from velocity.io.pace import Limits
-from velocity.io.records import MESSAGES, TIMESTAMP
+from velocity.io.records import now
 from velocity.io.replay_state import ReplayState, StateUnusable
 from velocity.io.sqlite import WriteToSqlite, read_documents
-from velocity.pipelines.graph import Graph
 from velocity.pipelines.job import Job
 from velocity.pipelines.jobfile import parse
-from velocity.pipelines.recompute import Message, differences, recompute
+from velocity.pipelines.recompute import differences
 from velocity.pipelines.replay import Replay, ReplayError
 from velocity.runners import replay as runner
 from velocity.runners.replay import Outputs, Where, replay_parts
-from velocity.transforms.enrich import Enrich, enrich
-
-JOB = """\
-job: orders
-source:
-  kafka: {bootstrap_servers: "127.0.0.1:1", topics: [orders]}
-  event_time: placed
-fields:
-  placed: timestamp
-  shop: string
-  amount: int64
-  fee: decimal(12, 2)
-  note: string
-filter: amount >= 0
-enrich:
-  - {name: shop, get: "http://127.0.0.1:1/{keys}", key: shop, id: id, add: {city: city, tier: tier, rent: {path: rent, type: "decimal(9, 2)"}}}
-derive: {large: amount > 50, unused: upper(note)}
-metrics:
-  - name: by_day
-    by: [city]
-    window: {fixed: 1d, timezone: Asia/Jakarta}
-    emit: {early: 10s, lateness: 1h}
-    values: {orders: count(), large: count(CASE WHEN large THEN 1 END), revenue: sum(amount), fees: sum(fee), rents: sum(rent)}
-  - name: by_hours
-    by: [tier]
-    window: {sliding: 3h, every: 1h}
-    values: {p90: "percentile(amount, 90)", shops: distinct(shop)}
-  - name: rush
-    where: amount > 10
-    by: [shop]
-    window: {session: 30m}
-    values: {orders: count(), last: max(placed)}
-  - {name: ever, by: [shop], window: {global: true}, emit: {early: 1m}, values: {orders: count()}}
-sinks: {sqlite: {path: /nonexistent/documents.db}}
-dead_letters: {parquet: /nonexistent}
-"""
-START = datetime(2026, 1, 5, tzinfo=UTC)
-MS = int(START.timestamp() * 1000)
-MINUTE, HOUR = 60_000, 3_600_000
-SHOPS = {
-    f"s{n}": {
-        "city": f"city {n % 3}",
-        "tier": None if n == 4 else f"tier {n % 2}",
-        "rent": n / 10 if n % 2 else f"{n}.10",
-    }
-    for n in range(5)
-}
-UNKNOWN = "s9"
-
-
-def job_in(folder: Path, text: str = JOB) -> Job:
-    return parse(f"{text}archive: {{path: {folder}/archive, raw: true}}\n".encode(), "job").job
-
-
-@dataclass(frozen=True)
-class Shops:
-    """A service that knows the shops, as they are at ``version``."""
-
-    version: str = ""
-
-    def begin(self, keys: Sequence[str], keep: Keep) -> Callable[[], Answers]:
-        found = [
-            keep({**SHOPS[key], "city": f"{SHOPS[key]['city']}{self.version}"})
-            if key in SHOPS
-            else MISSING
-            for key in keys
-        ]
-        return lambda: Answers(found, {"rest_calls": 1})
-
-
-@dataclass(frozen=True)
-class Event:
-    """An order: minutes after ``START``."""
-
-    minute: int
-    shop: str
-    amount: int
-
-    @property
-    def value(self) -> bytes:
-        at = (START + timedelta(minutes=self.minute)).isoformat()
-        order = {"placed": at, "shop": self.shop, "amount": self.amount, "note": "n"}
-        order["fee"] = f"{self.amount}.1" if self.minute % 2 else self.amount / 4
-        return json.dumps(order).encode()
-
-    @property
-    def timestamp_ms(self) -> int:
-        return MS + self.minute * MINUTE + 1_000
-
+from velocity.runners.replay_run import LEFT_OUT, Plan, _state, _target, carry_out
 
 events = st.lists(
     st.builds(
@@ -129,76 +49,6 @@ events = st.lists(
     ),
     max_size=120,
 )
-
-
-def messages_of(history: Sequence[Event], first: int, partition: int) -> pa.RecordBatch:
-    n = len(history)
-    known = {
-        "topic": pa.repeat("orders", n),
-        "partition": pa.repeat(pa.scalar(partition, pa.int32()), n),
-        "offset": pa.array(range(first, first + n), pa.int64()),
-        "timestamp": pa.array([event.timestamp_ms for event in history], TIMESTAMP),
-        "value": pa.array([event.value for event in history], pa.binary()),
-    }
-    columns = [known.get(f.name, pa.nulls(n, f.type)) for f in MESSAGES]
-    return pa.RecordBatch.from_arrays(columns, schema=MESSAGES)
-
-
-def archive(
-    job: Job, history: Sequence[Event], cuts: Sequence[int] = (), partitions: int = 2
-) -> None:
-    """Archives a history as a live job does, whose bundles end at ``cuts`` and are tried twice."""
-    graph = Graph(job, {}, lambda lookup, spec: Shops())
-    for partition in range(partitions):
-        own = history[partition::partitions]
-        bounds = sorted({0, *(cut % (len(own) + 1) for cut in cuts), len(own)})
-        stretches = list(pairwise(bounds))
-        # what failed after its files were there, and then was cut elsewhere
-        again = [(a, min(b + 3, len(own))) for a, b in stretches[::2]]
-        for start, stop in [*again, *stretches]:
-            rows = _rows(graph, job, messages_of(own[start:stop], start, partition))
-            for kind, batch in rows.items():
-                sink: Any = graph.archives[kind]
-                assert isinstance(sink, WriteToArchive)
-                sink._sink.start_bundle()
-                if batch.num_rows:
-                    sink._sink.process(batch)
-                sink._sink.finish_bundle()
-
-
-def _rows(graph: Graph, job: Job, messages: pa.RecordBatch) -> Mapping[Kind, pa.RecordBatch]:
-    """What the steps of the graph make of messages, without a runner."""
-    rows = graph.decoder.decode(messages).rows
-    found = {Kind.RAW: rows}
-    for step in (graph.filter, *graph.enrichments, graph.derive):
-        if step is None:
-            continue
-        if isinstance(step, Enrich):
-            rows = enrich(rows, step.enrichments).rows
-        else:
-            evaluated = step._expressions.evaluate(rows)
-            if step is graph.filter:
-                rows = rows.filter(evaluated.columns.column(0))
-            else:
-                columns = dict(zip(rows.schema.names, rows.columns, strict=True))
-                new = evaluated.columns
-                columns |= dict(zip(new.schema.names, new.columns, strict=True))
-                names = graph.schema.names
-                rows = pa.RecordBatch.from_arrays([columns[n] for n in names], schema=graph.schema)
-    return {**found, Kind.ENRICHED: rows}
-
-
-def recomputed(job: Job, history: Sequence[Event], start: datetime, stop: datetime) -> Any:
-    """The documents whose windows reach into a range, of all of history."""
-    messages = [Message(event.value, event.timestamp_ms) for event in history]
-    everything = recompute(job, messages, {"shop": SHOPS.get})
-    return {
-        id_: document
-        for id_, document in everything.items()
-        if document.metric != "ever"  # a range of history is not all of it
-        and datetime.fromisoformat(document.window_start) < stop
-        and datetime.fromisoformat(document.window_end) > start
-    }
 
 
 @contextmanager
@@ -285,10 +135,6 @@ def test_what_no_range_of_history_fills_is_left_out_and_told_or_refused(tmp_path
         Replay(only, "archive", START, START + day, {})
 
 
-def steady(minutes: int, shop: str = "s1") -> list[Event]:
-    return [Event(minute, shop, 20) for minute in range(minutes)]
-
-
 def test_sessions_longer_than_what_is_read_at_first_are_read_whole(tmp_path: Path) -> None:
     job, history = job_in(tmp_path), steady(20 * 60)
     archive(job, history)
@@ -357,10 +203,10 @@ def test_a_replay_that_was_killed_goes_on_where_it_was(
     monkeypatch.setattr(runner, "_run", dying)
     with pytest.raises(KeyboardInterrupt):
         replay_parts(replay, parts, Where(), sinks, state=state, console=Console(quiet=True))
-    assert state.done() == {tuple(parts[0].wanted)}
+    assert state.done() == {tuple(parts[0].wanted): 0}
     replay_parts(replay, parts, Where(), sinks, state=state, console=Console(quiet=True))
     assert made[2] == parts[1].wanted
-    assert state.done() == set()
+    assert state.done() == {}
     found = read_documents(str(tmp_path / "documents.db"))
     wanted = recomputed(job, history, START, START + timedelta(days=2))
     assert list(differences(wanted, found)) == []
@@ -368,12 +214,93 @@ def test_a_replay_that_was_killed_goes_on_where_it_was(
 
 def test_the_state_of_another_replay_is_not_taken(tmp_path: Path) -> None:
     path = str(tmp_path / "state.json")
-    ReplayState(path, {"job": "orders"}).add({(1, 2)})
+    ReplayState(path, {"job": "orders"}).add({(1, 2): 0})
     with pytest.raises(StateUnusable, match="another replay: name another file with --state"):
         ReplayState(path, {"job": "others"}).done()
     Path(path).write_text("no")
     with pytest.raises(StateUnusable, match="remove it"):
         ReplayState(path, {"job": "orders"}).done()
+
+
+def plan_of(replay: Replay, folder: Path, length: timedelta | None = None) -> Plan:
+    return Plan(replay, Where(), length, str(folder / "state.json"), folder / "documents.db")
+
+
+def carried(plan: Plan, clock: Callable[[], datetime] = now) -> tuple[int, str]:
+    said = io.StringIO()
+    code = carry_out(plan, console=Console(file=said, width=1000), clock=clock)
+    return code, said.getvalue()
+
+
+def test_documents_that_go_on_outside_of_all_that_is_read_are_told_by_the_exit_code(
+    tmp_path: Path,
+) -> None:
+    job = job_in(tmp_path, JOB.replace("session: 30m", "session: 1h"))
+    archive(job, [Event(minute, "s1", 20) for minute in range(0, 4 * 24 * 60, 50)])
+    start = START + timedelta(days=2)
+    replay = Replay(job, "archive", start, start + timedelta(hours=1), {})
+    code, said = carried(plan_of(replay, tmp_path))
+    assert code == LEFT_OUT
+    assert "1 documents go on outside of what was read" in said
+    found = read_documents(str(tmp_path / "documents.db")).values()
+    assert {body["metric"] for body in found} == {"by_day", "by_hours"}
+
+
+def test_a_replay_that_goes_on_tells_what_was_left_out_before_it_was_killed(
+    tmp_path: Path,
+) -> None:
+    job = job_in(tmp_path)
+    archive(job, steady(60))
+    plan = plan_of(Replay(job, "archive", START, START + timedelta(2), {}), tmp_path, timedelta(1))
+    first, _ = plan.replay.parts(plan.length, datetime.now(UTC))
+    _state(plan, _target(plan)).add({first.wanted: 7})
+    code, said = carried(plan)
+    assert code == LEFT_OUT
+    assert "7 documents go on" in said
+
+
+def test_windows_that_were_open_are_made_when_a_replay_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, history = job_in(tmp_path), steady(30 * 60)
+    archive(job, history)
+    plan = plan_of(Replay(job, "archive", START, START + timedelta(2), {}), tmp_path, timedelta(1))
+    usual, made = runner._run, []
+
+    def dying(part: Any, *arguments: Any) -> Any:
+        made.append(part)
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return usual(part, *arguments)
+
+    monkeypatch.setattr(runner, "_run", dying)
+    with pytest.raises(KeyboardInterrupt):
+        carried(plan, clock=lambda: START + timedelta(hours=5))
+    assert carried(plan)[0] == 0
+    wanted = recomputed(job, history, START, START + timedelta(2))
+    found = read_documents(str(tmp_path / "documents.db"))
+    assert list(differences(wanted, found)) == []
+
+
+def test_a_replay_that_reads_kafka_for_longer_is_another(tmp_path: Path) -> None:
+    job = job_in(tmp_path)
+    replay = Replay(job, "raw", START, START + timedelta(1), {}, late=timedelta(hours=1))
+    plan = plan_of(replay, tmp_path)
+    _state(plan, _target(plan)).add({})
+    other = dataclasses.replace(plan, replay=dataclasses.replace(replay, late=timedelta(0)))
+    with pytest.raises(StateUnusable, match="another replay"):
+        _state(other, _target(other)).done()
+
+
+def test_several_processes_make_the_documents_of_one(tmp_path: Path) -> None:
+    job, history = job_in(tmp_path), steady(600)
+    archive(job, history)
+    start, stop = START, START + timedelta(days=1)
+    replay, store = Replay(job, "archive", start, stop, {}), tmp_path / "documents.db"
+    parts = replay.parts(None, datetime.now(UTC))
+    replay_parts(replay, parts, Where(workers=2), into(store), console=Console(quiet=True))
+    wanted = recomputed(job, history, start, stop)
+    assert list(differences(wanted, read_documents(str(store)))) == []
 
 
 def test_a_replay_overwrites_nothing_that_knows_more(tmp_path: Path) -> None:

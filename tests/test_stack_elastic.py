@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 from elasticsearch import Elasticsearch
+from typer.testing import CliRunner
 
+from tests import replay_jobs
 from tests.cluster import until
 from velocity.io.elastic import deletion, operation
 from velocity.io.elastic_alias import rollback, swap
@@ -27,7 +29,9 @@ from velocity.io.records import MERGED, Document
 from velocity.pipelines.graph import Graph
 from velocity.pipelines.job import Job
 from velocity.pipelines.jobfile import parse
+from velocity.pipelines.recompute import differences
 from velocity.pipelines.templates import into, setup_of
+from velocity.runners.cli import app
 from velocity.runners.stack_java import installed_jdks
 from velocity.runners.stack_state import read_state
 
@@ -48,7 +52,7 @@ metrics:
 sinks: {elasticsearch: {url: "URL", index: "NAME-{window_start:%Y.%m}"}}
 dead_letters: {parquet: d}
 """
-JANUARY, FEBRUARY = 1_767_225_600_000, 1_769_904_000_000
+JANUARY, FEBRUARY, MARCH = 1_767_225_600_000, 1_769_904_000_000, 1_772_323_200_000
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -534,11 +538,125 @@ def test_an_alias_is_swapped_to_what_a_replay_has_written_and_back(
     rollback(client, own, "corrected-")
     assert found(client, alias) == ["next", "old"]
 
-    swap(client, own, "corrected-")
+    verdicts(client, op(other, doc("also", FEBRUARY, n=2)), op(other, doc("only", MARCH, n=2)))
+    for _ in range(2):
+        swap(client, own, "corrected-")
+        assert found(client, alias) == ["also", "new", "only"]
     client.indices.delete(index=f"{name}-2026.01")
     with pytest.raises(SetupError, match=f"{name}-2026.01 is there no more"):
-        rollback(client, own, "corrected-")
-    assert found(client, alias) == ["new", "next"]
+        rollback(client, own, "corrected-")  # not even February, which is there
+    assert found(client, alias) == ["also", "new", "only"]
+
+
+def test_what_replaced_nothing_is_read_no_more_after_a_rollback(
+    client: Elasticsearch, job: Job, name: str
+) -> None:
+    own, other = setup_of(Graph(job, {})), into(job, "corrected-")
+    states(client, job)
+    states(client, other, "corrected-")
+    verdicts(client, op(job, doc("old", n=1)), op(other, doc("only", MARCH, n=2)))
+    swap(client, own, "corrected-")
+    assert found(client, f"velocity-{name}") == ["old", "only"]
+    rollback(client, own, "corrected-")
+    assert found(client, f"velocity-{name}") == ["old"]
+
+
+def test_a_second_correction_takes_the_place_of_the_first_and_gives_it_back(
+    client: Elasticsearch, job: Job, name: str
+) -> None:
+    own, alias = setup_of(Graph(job, {})), f"velocity-{name}"
+    states(client, job)
+    verdicts(client, op(job, doc("old", n=1)))
+    for prefix in ("a-", "b-"):
+        states(client, into(job, prefix), prefix)
+        verdicts(client, op(into(job, prefix), doc(prefix, n=2)))
+        swap(client, own, prefix)
+        assert found(client, alias) == [prefix]
+    rollback(client, own, "b-")
+    assert found(client, alias) == ["a-"]
+    rollback(client, own, "a-")
+    assert found(client, alias) == ["old"]
+
+
+def test_a_replay_corrects_by_a_generation_or_a_swap_and_overwrites_nothing_that_knows_more(
+    url: str, client: Elasticsearch, name: str, tmp_path: Path
+) -> None:
+    path, alias = tmp_path / "job.yaml", f"velocity-{name}"
+    sink = f'{{elasticsearch: {{url: "{url}", index: "{name}-{{window_start:%Y.%m}}"}}}}'
+    text = replay_jobs.JOB.replace("job: orders", f"job: {name}")
+    text = text.replace("{sqlite: {path: /nonexistent/documents.db}}", sink)
+    [ever] = [line for line in text.splitlines(keepends=True) if "global: true" in line]
+    text = text.replace(ever, "")  # no range holds all of it
+    text += f"archive: {{path: {tmp_path}/archive, raw: true}}\n"
+    corrected = text.replace("by: [city]", "by: [city]\n    where: amount > 25")
+    job, right = (parse(each.encode(), "job.yaml").job for each in (text, corrected))
+    history = [replay_jobs.Event(minute, "s1", 20 + minute % 2 * 10) for minute in range(120)]
+    replay_jobs.archive(job, history)
+    day = replay_jobs.START, replay_jobs.START + timedelta(days=1)
+    wanted, wanted_now = (replay_jobs.recomputed(each, history, *day) for each in (job, right))
+    [id_] = [each for each, document in wanted.items() if document.metric == "by_day"]
+
+    def replay(of: str, *options: str) -> str:
+        path.write_text(of)
+        between = ("--from", day[0].isoformat(), "--to", day[1].isoformat(), "--workers", "1")
+        done = CliRunner().invoke(app, ["replay", str(path), *between, *options])
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    def read() -> dict[str, Any]:
+        client.indices.refresh(index=alias)
+        return {
+            h["_id"]: h["_source"] for h in client.search(index=alias, size=999)["hits"]["hits"]
+        }
+
+    total = len(wanted)
+    states(client, job)
+    assert f"{total} new, 0 changed" in replay(text, "--compare")
+    assert client.indices.get(index=f"{name}-*", allow_no_indices=True).body == {}
+    replay(text)
+    assert list(differences(wanted, read())) == []
+    assert f"{total} the same" in replay(text, "--compare")
+
+    # The live job has counted an event more: it stays, and the correction counts fewer yet.
+    body = read()[id_]
+    live = Document(
+        name,
+        "by_day",
+        body["window_start"],
+        body["window_end"],
+        {},
+        {"orders": 121},
+        121,
+        "late",
+        id_,
+    )
+    start = int(datetime.fromisoformat(body["window_start"]).timestamp() * 1000)
+    verdicts(client, op(job, replace(live, window_start=start, window_end=start + 1)))
+    replay(text)
+    assert read()[id_]["values"] == {"orders": 121}
+    said = replay(corrected, "--compare")
+    assert f"{total - 1} the same, 1 older than what is stored" in said
+    replay(corrected)
+    assert read()[id_]["values"] == {"orders": 121}
+
+    replay(text, "--into", "corrected-", "--generation", "2")
+    assert read()[id_]["values"] == {"orders": 121}
+    said = replay(corrected, "--into", "corrected-", "--generation", "3", "--swap")
+    assert said.splitlines() == [
+        f"{alias} + corrected-{name}-2026.01",
+        f"{alias} - {name}-2026.01",
+    ]
+    assert list(differences(wanted_now, read())) == []
+    done = CliRunner().invoke(app, ["alias", "rollback", str(path), "corrected-"])
+    assert done.exit_code == 0, done.output
+    assert read()[id_]["values"] == {"orders": 121}
+
+    said = replay(corrected, "--generation", "1", "--compare")
+    assert f"1 changed, {total - 1} the same" in said
+    assert f"~ {id_}: " in said
+    assert "events 121 → 60" in said
+    replay(corrected, "--generation", "1")
+    assert list(differences(wanted_now, read())) == []
 
 
 def test_the_command_says_what_it_has_changed(

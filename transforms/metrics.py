@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -76,7 +77,8 @@ class WindowedMetrics(beam.PTransform):
         rows = main_of(pvalueish)
         tags = {w: f"windowing_{i}" for i, w in enumerate(self._windowings)}
         tag_of = {m.name: tags[w] for w, metrics in self._windowings.items() for m in metrics}
-        step = beam.ParDo(_PreAggregate(self.reduction, tag_of, self._clock)).with_output_types(
+        reduce = _PreAggregate(self.reduction, tag_of, self._clock, bounded=rows.is_bounded)
+        step = beam.ParDo(reduce).with_output_types(
             Any,
             dead_letters=pa.RecordBatch,
             **dict.fromkeys(tags.values(), KV[bytes, Any]),  # the key's coder must be exact
@@ -101,20 +103,26 @@ class WindowedMetrics(beam.PTransform):
 
 class _PreAggregate(beam.DoFn):
     def __init__(
-        self, reduction: PreAggregation, tag_of: dict[str, str], clock: Callable[[], datetime]
+        self,
+        reduction: PreAggregation,
+        tag_of: dict[str, str],
+        clock: Callable[[], datetime],
+        *,
+        bounded: bool,
     ) -> None:
         self._reduction = reduction
         self._tag_of = tag_of
         self._clock = clock
+        self._bounded = bounded
         self._partials = counter("partials")
 
     def process(self, rows: pa.RecordBatch) -> Iterator[Any]:
-        reduced, failures, late = self._reduction.reduce(rows)
+        reduced, failures, late = self._reduction.reduce(rows, spanning=not self._bounded)
         self._partials.inc(len(reduced))
-        for metric, key, time, partial, mean in reduced:
+        for metric, key, time, partial, mean, last in reduced:
             at = Timestamp(micros=time * 1000)
-            timed = TimestampedValue((key, (mean, partial)), at)
-            yield TaggedOutput(self._tag_of[metric.name], timed)
+            value = (last, pickle.dumps(partial)) if self._bounded else (mean, partial)
+            yield TaggedOutput(self._tag_of[metric.name], TimestampedValue((key, value), at))
         for cause, some in ((Cause.EXPRESSION_FAILED, failures), (Cause.LATE, late)):
             if some:
                 at = self._clock()
@@ -172,11 +180,19 @@ class _Windowed(beam.PTransform):
         return panes | "Merge" >> documents | "Unwindow" >> beam.WindowInto(GlobalWindows())
 
 
+_Packed = tuple[int, bytes]
+"""The time of the last event of a partial result, and the partial result."""
+_Run = tuple[int, int, bytes]
+"""The times of the first and the last event of a partial result, and the partial result."""
+
+
 class _Bounded(beam.PTransform):
     """The documents of bounded partial results, which are on time.
 
     The windows are part of the key: a runner's own, in Python, would take most of a replay's time,
-    and for sessions the square of a key's.
+    and for sessions the square of a key's. Partial results come pickled, each with the time of its
+    last event: the direct runner decodes and encodes all that it groups, in a single process, and
+    Beam's coders take a microsecond for ten numbers.
     """
 
     def __init__(self, window: Window, document: "_ToDocument") -> None:
@@ -203,21 +219,21 @@ class _WithWindow(beam.DoFn):
         self._window = window
 
     def process(
-        self, element: tuple[bytes, _Timed], timestamp: Any = beam.DoFn.TimestampParam
-    ) -> Iterator[tuple[bytes, Partial]]:
-        key, (_, partial) = element
+        self, element: tuple[bytes, _Packed], timestamp: Any = beam.DoFn.TimestampParam
+    ) -> Iterator[tuple[bytes, bytes]]:
+        key, (_, packed) = element
         for start in self._window.starts(timestamp.micros // 1000):
-            yield b"%d %b" % (start, key), partial
+            yield b"%d %b" % (start, key), packed
 
 
 class _OfWindow(beam.DoFn):
     def __init__(self, window: Fixed | Days | Sliding | Global, document: "_ToDocument") -> None:
         self._window, self._document = window, document
 
-    def process(self, element: tuple[bytes, Iterable[Partial]]) -> Iterator[Document]:
-        keyed, partials = element
+    def process(self, element: tuple[bytes, Iterable[bytes]]) -> Iterator[Document]:
+        keyed, packed = element
         start, _, key = keyed.partition(b" ")
-        partial = self._document.merge(key, partials)
+        partial = self._document.merge(key, map(pickle.loads, packed))
         if partial[0]:
             window = _interval(int(start), self._window.end(int(start)))
             yield self._document.make(key, partial, window, PaneInfoTiming.ON_TIME)
@@ -229,10 +245,10 @@ def _interval(start: int, end: int) -> IntervalWindow:
 
 class _WithTime(beam.DoFn):
     def process(
-        self, element: tuple[bytes, _Timed], timestamp: Any = beam.DoFn.TimestampParam
-    ) -> Iterator[tuple[bytes, tuple[int, Partial]]]:
-        key, (_, partial) = element
-        yield key, (timestamp.micros // 1000, partial)
+        self, element: tuple[bytes, _Packed], timestamp: Any = beam.DoFn.TimestampParam
+    ) -> Iterator[tuple[bytes, _Run]]:
+        key, (last, packed) = element
+        yield key, (timestamp.micros // 1000, last, packed)
 
 
 class _Sessions(beam.DoFn):
@@ -245,18 +261,16 @@ class _Sessions(beam.DoFn):
     def __init__(self, gap: timedelta, document: "_ToDocument") -> None:
         self._gap, self._document = gap // timedelta(milliseconds=1), document
 
-    def process(self, element: tuple[bytes, Iterable[tuple[int, Partial]]]) -> Iterator[Document]:
-        key, timed = element
+    def process(self, element: tuple[bytes, Iterable[_Run]]) -> Iterator[Document]:
+        key, runs = element
         session: list[Partial] = []
         start = last = 0
-        for time, partial in sorted(timed, key=itemgetter(0)):
-            if session and time - last >= self._gap:
+        for first, until, packed in sorted(runs, key=itemgetter(0)):
+            if session and first - last >= self._gap:
                 yield from self._made(key, session, start, last)
                 session = []
-            if not session:
-                start = time
-            session.append(partial)
-            last = time
+            start, last = (start, max(last, until)) if session else (first, until)
+            session.append(pickle.loads(packed))
         yield from self._made(key, session, start, last)
 
     def _made(

@@ -30,6 +30,8 @@ class Reduced(NamedTuple):
     partial: Partial
     mean: int = 0
     """Of its events' times, epoch milliseconds."""
+    last: int = 0
+    """The latest of them."""
 
 
 class Reduction(NamedTuple):
@@ -135,8 +137,10 @@ class PreAggregation:
                 f"{self.columns[metric.where]}"
             )
 
-    def reduce(self, rows: pa.RecordBatch) -> Reduction:
+    def reduce(self, rows: pa.RecordBatch, *, spanning: bool = True) -> Reduction:
         """Partial results of all metrics; a row for which an expression fails counts in none.
+
+        Sessions get empty ones too, to be held together by Beam's own windows (``spanning``).
 
         A row is late for a metric if the watermark before it (``ORIGIN``) had passed the end of its
         window by the metric's lateness. No runner drops what is left: its watermark is behind that.
@@ -150,7 +154,7 @@ class PreAggregation:
         lateness = Lateness(times, watermarks_of(rows).view(pa.int64()))
         partials: list[Reduced] = []
         for metric in self.metrics:
-            partials += self._reduce(metric, arrays, times, lateness)
+            partials += self._reduce(metric, arrays, times, lateness, spanning=spanning)
         late = [(int(positions[row]), error) for row, error in lateness.errors()]
         return Reduction(partials, failures, late)
 
@@ -160,6 +164,8 @@ class PreAggregation:
         arrays: Mapping[str, pa.Array],
         times: pa.Array,
         lateness: Lateness,
+        *,
+        spanning: bool,
     ) -> Iterator[Reduced]:
         calls = self._calls[metric.name]
         always = pa.repeat(True, len(times))  # what count() counts
@@ -200,11 +206,16 @@ class PreAggregation:
             )
             for i, reduction in enumerate(reductions)
         ]
-        yield from _put_out(metric, grouped, names, states)
+        yield from _put_out(metric, grouped, names, states, spanning=spanning)
 
 
 def _put_out(
-    metric: Metric, grouped: pa.Table, names: Sequence[str], states: Sequence[Sequence[Any]]
+    metric: Metric,
+    grouped: pa.Table,
+    names: Sequence[str],
+    states: Sequence[Sequence[Any]],
+    *,
+    spanning: bool,
 ) -> Iterator[Reduced]:
     dimensions = [_json_values(grouped[name]) for name in names]
     firsts, lasts = grouped["t_min"].to_pylist(), grouped["t_max"].to_pylist()
@@ -216,8 +227,8 @@ def _put_out(
     for i, events in enumerate(grouped["count_all"].to_pylist()):
         key = _DUMPS([metric.name, *(values[i] for values in dimensions)]).encode()
         partial = (events, *(column[i] for column in states))
-        yield Reduced(metric, key, at[i], partial, int(means[i]))
-        if isinstance(metric.window, Session):
+        yield Reduced(metric, key, at[i], partial, int(means[i]), lasts[i])
+        if spanning and isinstance(metric.window, Session):
             for time in metric.window.spanning(firsts[i], lasts[i]):
                 yield Reduced(metric, key, time, empty)
 

@@ -25,7 +25,20 @@ class Span(NamedTuple):
     stop: int
 
 
-def reads(window: Window, wanted: Span, *, first: bool, pad: timedelta) -> Span:
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """The stretch of time of an alert on a transaction, as if it were a window: what became of it is
+    known a ``ttl`` after it began. ``sla`` is the longest until it is due."""
+
+    sla: timedelta
+    ttl: timedelta
+
+
+Stretch = Window | Alert
+"""What documents are of."""
+
+
+def reads(window: Stretch, wanted: Span, *, first: bool, pad: timedelta) -> Span:
     """The event times that a part of a replay must read so that all windows that begin in
     ``wanted`` are whole; of the ``first`` part also those that began before and reach into it.
 
@@ -55,6 +68,8 @@ def reads(window: Window, wanted: Span, *, first: bool, pad: timedelta) -> Span:
         case Session(gap):
             before = millis(pad) if first else millis(gap)
             return Span(start - before, stop + millis(pad))
+        case Alert(sla, ttl):
+            return Span(start - millis(sla) if first else start, stop + millis(ttl) + 1)
     if first:
         start -= length - 1
     earliest = start + (shift - start) % step
@@ -88,26 +103,36 @@ class Part:
     until: int
     """What happened later is not known yet."""
 
-    def verdict(self, document: Document, window: Window) -> Verdict:
+    def verdict(self, document: Document, window: Stretch, settled: int | None = None) -> Verdict:
+        """Of transactions ``settled`` is from when on their facts are known."""
         start, end = document.window_start, document.window_end
         if start >= self.wanted.stop or end <= self.wanted.start:
             return "elsewhere"
         if start < self.wanted.start and not self.first:
             return "elsewhere"
+        if isinstance(window, Alert):
+            end = start + millis(window.ttl) + 1
         if end > self.until:
             return "open"
         quiet = millis(window.gap) - 1 if isinstance(window, Session) else 0
-        if start - quiet < self.read.start or end > self.read.stop:
+        known = self.read.start if settled is None else max(self.read.start, settled)
+        if start - quiet < known or end > self.read.stop:
             return "cut"
         return "write"
 
 
 def parts(
-    windows: Sequence[Window], whole: Span, length: timedelta | None, *, pad: timedelta, until: int
+    windows: Sequence[Stretch],
+    whole: Span,
+    length: timedelta | None,
+    *,
+    pad: timedelta,
+    until: int,
+    before: timedelta = timedelta(0),
 ) -> list[Part]:
     """A range in parts, each at most so long; each document is written by one of them.
 
-    Parts begin at multiples of their length, so that they are cut alike whatever the range.
+    ``before`` is how much earlier each part reads than its windows begin. Parts begin at multiples of their length, so that they are cut alike whatever the range.
     """
     size = millis(length) if length else whole.stop - whole.start
     found = []
@@ -115,20 +140,27 @@ def parts(
     while start < whole.stop:
         stop = min(whole.stop, start - start % size + size if length else whole.stop)
         first = start == whole.start
-        found.append(part_of(windows, Span(start, stop), first=first, pad=pad, until=until))
+        wanted = Span(start, stop)
+        found.append(part_of(windows, wanted, first=first, pad=pad, until=until, before=before))
         start = stop
     return found
 
 
 def part_of(
-    windows: Iterable[Window], wanted: Span, *, first: bool, pad: timedelta, until: int
+    windows: Iterable[Stretch],
+    wanted: Span,
+    *,
+    first: bool,
+    pad: timedelta,
+    until: int,
+    before: timedelta = timedelta(0),
 ) -> Part:
     """The part that writes the windows which begin in ``wanted``, with what it must read."""
-    read = hull(reads(window, wanted, first=first, pad=pad) for window in windows)
-    return Part(wanted, read, first, until)
+    start, stop = hull(reads(window, wanted, first=first, pad=pad) for window in windows)
+    return Part(wanted, Span(start - millis(before), stop), first, until)
 
 
-def gap_of(windows: Iterable[Window]) -> timedelta | None:
+def gap_of(windows: Iterable[Stretch]) -> timedelta | None:
     """The longest gap of the sessions among them; None if there are none."""
     return max((w.gap for w in windows if isinstance(w, Session)), default=None)
 
@@ -159,28 +191,34 @@ class OnlyComplete(beam.PTransform):
     """Of a part's documents those that it is to write; counts the others by their verdict.
 
     ``windows`` are those of the metrics, by name. Counters: ``documents_elsewhere``,
-    ``documents_cut``, ``documents_open``, and ``documents_complete``, those let through.
+    ``documents_cut``, ``documents_open``, and ``documents_complete``, those let through. ``settled``
+    has one element, of documents on transactions: ``SettledFrom``.
     """
 
-    def __init__(self, part: Part, windows: Mapping[str, Window]) -> None:
+    def __init__(
+        self,
+        part: Part,
+        windows: Mapping[str, Stretch],
+        settled: beam.PCollection | None = None,
+    ) -> None:
         super().__init__()
-        self._choose = _Choose(part, windows)
+        known = None if settled is None else beam.pvalue.AsSingleton(settled)
+        self._choose = beam.ParDo(_Choose(part, windows), known).with_output_types(Document)
 
     def expand(self, documents: Any) -> Any:
-        kept = main_of(documents) | "Choose" >> beam.ParDo(self._choose).with_output_types(Document)
-        return passing_on(documents, kept)
+        return passing_on(documents, main_of(documents) | "Choose" >> self._choose)
 
 
 class _Choose(beam.DoFn):
-    def __init__(self, part: Part, windows: Mapping[str, Window]) -> None:
+    def __init__(self, part: Part, windows: Mapping[str, Stretch]) -> None:
         self._part, self._windows = part, windows
         self._counters: Mapping[str, Any] = {
             "write": counter("documents_complete"),
             **{v: counter(f"documents_{v}") for v in ("elsewhere", "cut", "open")},
         }
 
-    def process(self, document: Document) -> Iterator[Document]:
-        verdict = self._part.verdict(document, self._windows[document.metric])
+    def process(self, document: Document, settled: int | None) -> Iterator[Document]:
+        verdict = self._part.verdict(document, self._windows[document.metric], settled)
         self._counters[verdict].inc()
         if verdict == "write":
             yield document

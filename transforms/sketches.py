@@ -2,9 +2,10 @@
 
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain, pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -106,19 +107,18 @@ class Percentile:
         if pa.types.is_decimal(values.type):
             values = pa.array(floats(values), pa.float64())
 
-        def states(lists: pa.Array) -> list[Any]:
-            arrays = (np.array([v for v in vs if v is not None], float) for vs in lists.to_pylist())
-            return [self._state(array) if len(array) else None for array in arrays]
+        def states(lists: pa.ListArray) -> list[Any]:
+            return [self._state(array) if len(array) else None for array in _floats(lists)]
 
         return Reduction([(values, "list")], states)
 
     def merge(self, states: Sequence[list[float] | dict[int, int]]) -> Any:
-        values = np.array([v for state in states if isinstance(state, list) for v in state], float)
+        values = [*chain.from_iterable(state for state in states if isinstance(state, list))]
         histograms = [state for state in states if isinstance(state, dict)]
-        if not histograms:
-            return self._state(values)
+        if not histograms and len(values) <= self.exact:
+            return values
         merged: dict[int, int] = {}
-        for histogram in [*histograms, self._histogram(values)]:
+        for histogram in [*histograms, self._histogram(np.array(values, float))]:
             for bucket, count in histogram.items():
                 merged[bucket] = merged.get(bucket, 0) + count
         return merged
@@ -161,6 +161,16 @@ class Percentile:
     @property
     def _growth(self) -> float:
         return (1 + self.error) / (1 - self.error)
+
+
+def _floats(lists: pa.ListArray) -> Iterator[npt.NDArray[np.float64]]:
+    """What is in each list, without nulls."""
+    values = lists.values.cast(pa.float64(), safe=False)  # whole numbers to the nearest
+    array = values.to_numpy(zero_copy_only=False)
+    there = values.is_valid().to_numpy(zero_copy_only=False) if values.null_count else None
+    for start, stop in pairwise(lists.offsets.to_pylist()):
+        some = array[start:stop]
+        yield some if there is None else some[there[start:stop]]
 
 
 _BIAS: Final = 2**20
