@@ -209,6 +209,7 @@ def demo(
             show_default="the jobs' own, 1m",
         ),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Run the whole system on the stack, live, and check each document by recomputation.
 
@@ -221,7 +222,7 @@ def demo(
         console.print(f"{name:14} {message}", markup=False, soft_wrap=True)
 
     idle = None if idle_after is None else duration(idle_after, "--idle-after")
-    with _plain_errors(False):
+    with _plain_errors(as_json):
         stack = Stack(state_folder())
         machine = Machine(jdks=installed_jdks(), cache=cache_folder())
         state = stack.up(machine, NAMES, settings=Settings(slots=8), report=report)
@@ -232,7 +233,10 @@ def demo(
             state, events=events, rate=rate, seed=seed, only=job or (), idle_after=idle,
             console=console,
         )  # fmt: skip
-        raise typer.Exit(made.run())
+        code = made.run()
+        if as_json:
+            print(json.dumps({"exact": code == 0, "events": events}))
+        raise typer.Exit(code)
 
 
 def _ports(given: Sequence[str]) -> dict[str, int]:
