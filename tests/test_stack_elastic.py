@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -17,7 +18,9 @@ from elasticsearch import Elasticsearch
 from typer.testing import CliRunner
 
 from tests import replay_jobs
+from tests.board_jobs import board, graph, job_text
 from tests.cluster import until
+from tests.test_totals import ASK, added_up, alert, documents_of
 from velocity.io.elastic import deletion, operation
 from velocity.io.elastic_alias import rollback, swap
 from velocity.io.elastic_answers import Verdict, judge
@@ -25,7 +28,9 @@ from velocity.io.elastic_bulk import Bulks, DocumentsUnwritten, Operation, Retry
 from velocity.io.elastic_connection import Connection
 from velocity.io.elastic_index import IndexPattern
 from velocity.io.elastic_setup import SetupError, apply
+from velocity.io.elastic_totals import ElasticTotals
 from velocity.io.records import MERGED, Document
+from velocity.io.totals import StoreDown, Totals
 from velocity.pipelines.graph import Graph
 from velocity.pipelines.job import Job
 from velocity.pipelines.jobfile import parse
@@ -687,3 +692,103 @@ def test_an_index_pattern_knows_the_names_that_it_makes() -> None:
     assert pattern.makes(made, "j", ["orders"])
     assert not pattern.makes(f"corrected-{made}", "j", ["orders"])
     assert not pattern.makes(made, "j", ["order"])
+
+
+# -- the board ------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_the_board_is_told_what_adding_up_the_documents_gives(
+    client: Elasticsearch, url: str, name: str
+) -> None:
+    """As SQLite's answers are in test_totals.py: so both stores tell the same."""
+    text = job_text(name)
+    for old, new in (("by_all", "m"), ("n: count(), least: min(amount)", "n: count()")):
+        text = text.replace(old, new)
+    text = text.replace("most: max(amount)", "amount: max(amount)").replace(
+        "by: [city, tier, open, code]", "by: [city, open]"
+    )
+    shown = graph(text.replace("http://h:1", url))
+    list(apply(client, setup_of(shown)))
+    store = ElasticTotals(client, [f"velocity-{name}"], board(text).types)
+    assert store.latest() == {} and store.keys([name], "city", "", 9) == []
+    assert store.totals([replace(ASK, job=name, split=("city",))]) == [Totals((), (), False)]
+
+    chance = random.Random(7)
+    cities = ("Jakarta", "Solo", "Depok", None)
+    panes = ("early", "on_time", "late")
+    rows = [
+        (
+            chance.randrange(-3, 13),
+            chance.choice(cities),
+            chance.random() < 0.5,
+            chance.choice(panes),
+            chance.randrange(1, 10),
+            chance.choice([None, chance.randrange(10**9)]),
+        )
+        for _ in range(150)
+    ]
+    documents = [replace(d, job=name) for d in documents_of(rows)]
+    alerts = [
+        replace(alert(id_, status, JANUARY + i, city), job=name)
+        for i, (id_, status, city) in enumerate(
+            [("t1", "stuck", "Solo"), ("t2", "stuck", "Depok"), ("t3", "resolved", "Solo")]
+        )
+    ]
+    operations = [operation(d, shown.index, NOW) for d in [*documents, *alerts]]
+    assert set(verdicts(client, *operations)) == {Verdict.WRITTEN}
+    client.indices.refresh(index=f"{name}-*")
+
+    asks = [
+        replace(ASK, job=name, every=every, where=where, split=split, top=top)
+        for every in (None, 60_000, 300_000)
+        for where in ((), (("city", "Solo"),), (("open", "true"),))
+        for split in ((), ("city",), ("city", "open"))
+        for top in (2, 9)
+    ]
+    assert store.totals(asks) == [added_up(documents, ask) for ask in asks]
+    latest = store.latest()[name, "m"]
+    assert latest.window_start == max(d.window_start for d in documents)
+    assert store.latest()[name, "m"] == store.latest()[name, "m"]
+    assert store.keys([name], "city", "So", 9) == ["Solo"]
+    assert store.keys([name], "open", "t", 9) == ["true"]
+
+    # Found although it was written at the same time as the others, and is no newer.
+    mark = store.latest()[name, "m"].mark
+    changed = replace(documents[0], events=documents[0].events + 50)
+    assert verdicts(client, operation(changed, shown.index, NOW)) == [Verdict.WRITTEN]
+    until(lambda: store.latest()[name, "m"].mark != mark, 30)
+
+
+@BOTH
+def test_the_board_lists_the_stuck_transactions_of_elasticsearch(
+    client: Elasticsearch, url: str, name: str
+) -> None:
+    text = (Path(__file__).parent.parent / "pipelines" / "transactions.yaml").read_text()
+    text = text.replace("job: transactions", f"job: {name}").replace("velocity-transactions", name)
+    shown = Graph(parse(text.encode(), "job.yaml").job, {"ELASTICSEARCH": url})
+    list(apply(client, setup_of(shown)))
+    found = [
+        ("t1", "stuck", JANUARY + 5, "Solo"),
+        ("t2", "stuck", JANUARY, "Depok"),
+        ("t3", "resolved", JANUARY, "Solo"),
+    ]
+    for given in found:
+        written = operation(replace(alert(*given), job=name), shown.index, NOW)
+        assert verdicts(client, written) == [Verdict.WRITTEN]
+    client.indices.refresh(index=f"{name}-*")
+    store = ElasticTotals(client, [f"velocity-{name}"], {})
+    alerts = store.alerts([name], JANUARY, JANUARY + 60_000, (), 9)
+    assert [(a.transaction, a.since) for a in alerts.oldest] == [
+        ("t2", JANUARY),
+        ("t1", JANUARY + 5),
+    ]
+    assert (alerts.stuck, alerts.by_status) == (2, {"stuck": 2, "resolved": 1})
+    assert store.alerts([name], JANUARY, JANUARY + 60_000, (("city", "Solo"),), 9).stuck == 1
+
+
+def test_an_elasticsearch_that_is_not_there_is_down_with_its_reason() -> None:
+    store = ElasticTotals(Connection(("http://127.0.0.1:1",)).open(), ["velocity-x"], {})
+    with pytest.raises(StoreDown, match="Elasticsearch: "):
+        store.latest()
+    store.close()
