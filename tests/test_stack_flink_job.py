@@ -75,7 +75,7 @@ def test_a_drained_job_closes_its_windows_and_ends(cluster: Cluster, tmp_path: P
     stopped = json.loads(cluster("stop", job, "--drain", "--json"))
     assert stopped["resume"] is None
     assert cluster.flink.find(job).state == "FINISHED"
-    case.await_all(0)
+    case.await_all(0, closed=True)
 
 
 @pytest.mark.parametrize("backend", ["hashmap", "rocksdb"])
@@ -167,7 +167,7 @@ def test_a_bounded_job_ends_by_itself_and_its_view_with_it(
     )
     last = json.loads(output.splitlines()[-1])
     assert last["state"] == "FINISHED"
-    case.await_all(0)
+    case.await_all(0, closed=True)
 
 
 def test_a_job_that_fails_as_it_starts_is_told_by_its_cause_and_leaves_nothing(

@@ -33,6 +33,12 @@ metrics:
   - {name: hour, window: {fixed: 1h}, values: {n: count(), most: "top(k, 2)", latest: last(v)}}
   - {name: sliding, by: [k], window: {sliding: 2m, every: 30s}, values: {total: sum(v)}}
   - {name: visit, by: [k], window: {session: 10s}, values: {n: count(), first: first(v)}}
+  - name: stay
+    by: [k]
+    window: {session: 10s}
+    emit: {early: 1s, lateness: 40s}
+    values: {n: count(), total: sum(v), last: last(v)}
+  - {name: ever, by: [k], window: {global: true}, emit: {early: 1s}, id: "ever-{k}", values: {n: count()}}
 sinks: {sqlite: {path: documents.db}}
 dead_letters: {parquet: dead}
 """
@@ -64,6 +70,7 @@ def test_each_late_event_is_a_dead_letter_that_names_its_metrics_and_no_other_is
             "hour",
             "sliding",
             "visit",
+            "stay",
         }
         command = ["run", job, "--runner", "flink", "--flink-master", "local"]
         command += ["--sqlite", store, "--dead-letters", dead]
