@@ -15,6 +15,7 @@ import yaml
 from velocity.runners.stack_java import Jdk
 from velocity.runners.stack_ports import HOST
 from velocity.runners.stack_server import Server
+from velocity.runners.stack_zookeeper import SESSION
 
 PORTS: Final = {
     "flink": 8081,
@@ -198,8 +199,10 @@ def high_availability(ports: Mapping[str, int], data: Path) -> dict[str, str | i
         "high-availability.storageDir": (data / "ha").as_uri(),
         "high-availability.cluster-id": "/velocity",
         "high-availability.jobmanager.port": str(ports["flink-rpc"]),
-        # A killed JobManager leads for so long after its end; its successor waits.
-        "high-availability.zookeeper.client.session-timeout": 15000,
+        # A killed JobManager leads for so long after its end, and its successor waits. One that is
+        # paused for longer may never lead again, though it lives: Curator's LeaderLatch stays idle
+        # (CURATOR-724, mended in 5.8.0; Flink 1.19 has 5.4.0), and here is no other to take over.
+        "high-availability.zookeeper.client.session-timeout": SESSION,
     }
 
 
