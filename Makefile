@@ -21,7 +21,7 @@ test: lint ## Run ruff, mypy and all tests that need no server.
 	$(BIN)/python -m pytest -q -n 2 -m "not stack and not chaos"
 
 test-stack: .venv/installed ## Run the tests on real servers, and 8 minutes of faults: needs a JDK 17 (and 21 or later), Maven.
-	$(FAULTS) $(BIN)/python -m pytest -q -rs -n 2 --dist loadfile -m "stack or chaos"
+	$(FAULTS) $(BIN)/python -m pytest -q -rs -n 2 --dist loadfile --no-loadscope-reorder -m "stack or chaos"
 
 test-failed: .venv/installed ## Run again only what failed last time.
 	$(FAULTS) $(BIN)/python -m pytest -q --last-failed --last-failed-no-failures none
