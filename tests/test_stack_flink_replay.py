@@ -60,7 +60,9 @@ def test_a_run_through_crashes_and_its_replays_from_kafka_and_the_archive_equal_
     case.await_all()
     cluster("stop", live, "--cancel")
 
-    wanted = expected(load(case.path), simulate(case.scenario), directory(SEED))
+    counted = expected(load(case.path), simulate(case.scenario), directory(SEED))
+    # A window of all time is no replay's.
+    wanted = {id_: document for id_, document in counted.items() if "/ever/" not in id_}
     day = ("--from", "2026-01-05T00:00:00Z", "--to", "2026-01-06T00:00:00Z")
     flink = ("--runner", "flink")
     for name, options in {
