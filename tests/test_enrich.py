@@ -437,7 +437,7 @@ def test_a_wrong_configuration_is_refused_with_its_key(options: Any, says: str) 
 
 @pytest.mark.parametrize(("path", "type"), [("", "string"), ("a..b", "string"), ("a", "text")])
 def test_a_wrong_column_is_refused(path: str, type: str) -> None:
-    with pytest.raises(ValueError, match="give|is none of"):
+    with pytest.raises(ValueError, match=r"give|is none of"):
         Added(path, type)
 
 
