@@ -79,10 +79,8 @@ def demo(
     )
     with console.status("recomputing all documents from all events"):
         wrong = compare(job, scenario, known, documents, dead)
-    for line in wrong[:20]:
-        console.print(f"[red]{line}", highlight=False)
     if wrong:
-        console.print(f"[red bold]{len(wrong)} differences from the recomputation")
+        show_differences(wrong, console)
         return 1
     console.print(
         f"[green]All {len(documents):,} documents equal a plain recomputation over all events.[/]\n"
@@ -199,11 +197,22 @@ def compare(
     topics = set(job.source.kafka.topics)
     messages = [message for message in simulate(scenario) if message.topic in topics]
     wrong = list(differences(expected(job, messages, known), documents))
+    return [*wrong, *unlike_letters(messages, dead)]
+
+
+def unlike_letters(messages: Iterable[SimulatedMessage], dead: Path) -> Iterator[str]:
+    """Where the dead letters of a folder are not the malformed messages, each of its cause."""
     malformed = Counter(m.cause.value for m in messages if m.kind is Kind.MALFORMED and m.cause)
     found = (
         Counter(read_dead_letters(str(dead))["cause"].to_pylist()) if dead.exists() else Counter()
     )
     for cause in sorted(malformed.keys() | found.keys()):
         if malformed[cause] != found[cause]:
-            wrong.append(f"dead letters: {found[cause]} of {cause}, not {malformed[cause]}")
-    return wrong
+            yield f"dead letters: {found[cause]} of {cause}, not {malformed[cause]}"
+
+
+def show_differences(wrong: Sequence[str], console: Console, *, soft_wrap: bool = False) -> None:
+    """The first of them, and how many there are."""
+    for line in wrong[:20]:
+        console.print(f"[red]{line}", highlight=False, soft_wrap=soft_wrap)
+    console.print(f"[red bold]{len(wrong)} differences from the recomputation")

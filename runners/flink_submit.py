@@ -35,7 +35,7 @@ from velocity.runners.flink import (
 from velocity.runners.flink_errors import FlinkError, FlinkRefused, JobFailed, root_cause
 from velocity.runners.flink_job_server import job_server
 from velocity.runners.flink_records import Submission, folder, forget_ended, remember
-from velocity.runners.flink_rest import Flink
+from velocity.runners.flink_rest import Flink, FlinkJob
 from velocity.runners.jobserver import job_server_jar
 from velocity.runners.stack_java import installed_jdks, need_jdk
 from velocity.runners.stack_paths import state_folder
@@ -230,12 +230,9 @@ def await_running(
     """
     deadline, since = clock() + within, None
     while True:
-        jobs = (job for job in flink.jobs() if job.name == name and job.id not in others)
-        job = next(jobs, None)
-        waits_for = "Flink to take the job"
+        job = _taken(flink, name, failed, others)
         if job is None:
-            if cause := failed():
-                raise JobFailed(f"{name} could not be submitted: {cause}")
+            waits_for = "Flink to take the job"
         elif failures := flink.failures(job.id):
             raise JobFailed(f"{name} failed as it started: {failures[0].cause}")
         elif job.ended:
@@ -273,16 +270,23 @@ def await_taken(
     """
     deadline = clock() + within
     while True:
-        jobs = (job for job in flink.jobs() if job.name == name and job.id not in others)
-        job = next(jobs, None)
-        if job is not None:
+        if job := _taken(flink, name, failed, others):
             return job.id
-        if cause := failed():
-            raise JobFailed(f"{name} could not be submitted: {cause}")
         if clock() >= deadline:
             raise JobFailed(f"{name} is not on Flink after {within:.0f} s")
         report(f"{name}: waiting for Flink to take the job")
         sleep(0.3)
+
+
+def _taken(
+    flink: Flink, name: str, failed: Callable[[], str | None], others: Collection[str]
+) -> FlinkJob | None:
+    """The job of this name, if Flink has it; ``JobFailed`` if it could not be submitted."""
+    jobs = (job for job in flink.jobs() if job.name == name and job.id not in others)
+    job = next(jobs, None)
+    if job is None and (cause := failed()):
+        raise JobFailed(f"{name} could not be submitted: {cause}")
+    return job
 
 
 def _waits_for(tasks: Mapping[str, int], flink: Flink) -> str:

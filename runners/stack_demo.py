@@ -23,6 +23,7 @@ from velocity.pipelines.job import DeadLetterSpec, Job
 from velocity.pipelines.recompute import ExpectedDocument, differences
 from velocity.pipelines.simulator import Scenario
 from velocity.pipelines.templates import setup_of
+from velocity.runners.demo import show_differences
 from velocity.runners.embedded import DirectoryService
 from velocity.runners.flink import FlinkOptions
 from velocity.runners.flink_rest import Flink
@@ -145,10 +146,8 @@ class StackDemo:
                 job.job: wanted(job, self._scenario, known, topics) for job in self._whole.plain
             }
             left = self._watch(client, ingress, publisher, expected, patience)
-        for line in left[:20]:
-            self._console.print(f"[red]{line}", highlight=False, soft_wrap=True)
         if left:
-            self._console.print(f"[red bold]{len(left)} differences from the recomputation")
+            show_differences(left, self._console, soft_wrap=True)
             return 1
         count = sum(map(len, expected.values()))
         self._console.print(

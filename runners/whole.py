@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from velocity.io.dead_letters import read_dead_letters
 from velocity.io.sqlite import read_documents
 from velocity.pipelines.directory import Directory, directory
 from velocity.pipelines.domains import DOMAINS
@@ -22,8 +21,8 @@ from velocity.pipelines.graph import Graph
 from velocity.pipelines.job import DeadLetterSpec, DeduplicateSpec, Job
 from velocity.pipelines.jobfile import load
 from velocity.pipelines.recompute import ExpectedDocument, differences
-from velocity.pipelines.simulator import Kind, Scenario
-from velocity.runners.demo import expected
+from velocity.pipelines.simulator import Scenario
+from velocity.runners.demo import expected, show_differences, unlike_letters
 from velocity.runners.embedded import DirectoryService, EmbeddedKafka
 from velocity.runners.options import options_for
 from velocity.runners.run import redirect, run
@@ -87,12 +86,6 @@ def wanted(
     return expected(job, read, known)
 
 
-def malformed(scenario: Scenario) -> Counter[str]:
-    """How many dead letters there must be, by cause."""
-    spoiled = (m for m in published(scenario) if m.kind is Kind.MALFORMED)
-    return Counter(m.cause.value for m in spoiled if m.cause)
-
-
 def demo_all(*, events: int, seed: int, folder: Path, console: Console | None = None) -> int:
     """Runs the whole system in this process; documents and dead letters stay in ``folder``.
 
@@ -132,10 +125,8 @@ def demo_all(*, events: int, seed: int, folder: Path, console: Console | None = 
     documents = read_documents(str(store))
     with console.status("recomputing all documents of all jobs from all events"):
         wrong = compare_all(scenario, jobs, known, documents, dead)
-    for line in wrong[:20]:
-        console.print(f"[red]{line}", highlight=False)
     if wrong:
-        console.print(f"[red bold]{len(wrong)} differences from the recomputation")
+        show_differences(wrong, console)
         return 1
     alerts = Counter(d["values"]["status"] for d in documents.values() if d["metric"] == "alerts")
     console.print(
@@ -184,11 +175,4 @@ def compare_all(
     for job in jobs.plain:
         own = {id_: body for id_, body in documents.items() if body["job"] == job.job}
         wrong += differences(wanted(job, scenario, known, jobs.topics), own)
-    spoiled = malformed(scenario)
-    found = (
-        Counter(read_dead_letters(str(dead))["cause"].to_pylist()) if dead.exists() else Counter()
-    )
-    for cause in sorted(spoiled.keys() | found.keys()):
-        if spoiled[cause] != found[cause]:
-            wrong.append(f"dead letters: {found[cause]} of {cause}, not {spoiled[cause]}")
-    return wrong
+    return [*wrong, *unlike_letters(published(scenario), dead)]
