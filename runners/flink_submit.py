@@ -48,6 +48,14 @@ START_WITHIN: Final = 180.0
 SETTLE: Final = 3.0
 """Seconds that all tasks must have run before a start counts as one."""
 
+CAUSE_SHOWS_WITHIN: Final = 10.0
+"""Seconds that a job may be listed as failed before Flink says why.
+
+What Flink tells of one job may be as old as its ``web.refresh-interval``, 3 s; the list is not.
+"""
+
+_LACKS_SLOTS: Final = "Could not acquire the minimum required resources"
+
 Report = Callable[[str], None]
 """Told of progress."""
 
@@ -228,17 +236,26 @@ def await_running(
     for a job that fails before it has run (though Flink would start it again), and for one that
     does not run ``within`` so many seconds.
     """
-    deadline, since = clock() + within, None
+    deadline = clock() + within
+    since: float | None = None  # all tasks run
+    ended: float | None = None
     while True:
         job = _taken(flink, name, failed, others)
+        failures = flink.failures(job.id) if job else []
+        # What waits for slots fails over and over on a cluster that is some minutes old.
+        for_slots = all(_LACKS_SLOTS in failure.cause for failure in failures)
         if job is None:
             waits_for = "Flink to take the job"
-        elif failures := flink.failures(job.id):
-            raise JobFailed(f"{name} failed as it started: {failures[0].cause}")
+        elif failures and (job.ended or not for_slots):
+            why = f"{failures[0].cause}: {_slots(flink)}" if for_slots else failures[0].cause
+            raise JobFailed(f"{name} failed as it started: {why}")
         elif job.ended:
             if job.state == "FINISHED":
                 return job.id
-            raise JobFailed(f"{name} was ended as it started: {job.state}")
+            ended = clock() if ended is None else ended
+            if job.state != "FAILED" or clock() - ended >= CAUSE_SHOWS_WITHIN:
+                raise JobFailed(f"{name} was ended as it started: {job.state}")
+            waits_for = "Flink to say why it failed"
         elif job.running:
             since = clock() if since is None else since
             if clock() - since >= settle:
@@ -246,7 +263,8 @@ def await_running(
             waits_for = "the tasks to settle"
         else:
             since = None
-            waits_for = _waits_for(job.tasks, flink)
+            lacks = bool(failures) or bool(job.tasks.get("scheduled"))
+            waits_for = _slots(flink) if lacks and not flink.slots()[0] else _tasks(job.tasks)
         if clock() >= deadline:
             raise JobFailed(f"{name} does not run after {within:.0f} s: it waits for {waits_for}")
         report(f"{name}: waiting for {waits_for}")
@@ -289,14 +307,15 @@ def _taken(
     return job
 
 
-def _waits_for(tasks: Mapping[str, int], flink: Flink) -> str:
-    if tasks.get("scheduled"):
-        free, slots = flink.slots()
-        if not free:
-            return (
-                f"slots: all {slots} of Flink are taken (a lower --parallelism needs fewer;"
-                " `velocity jobs` shows what has them)"
-            )
+def _slots(flink: Flink) -> str:
+    free, slots = flink.slots()
+    return (
+        f"slots: {slots - free} of Flink's {slots} are taken (a lower --parallelism needs fewer;"
+        " `velocity jobs` shows what has them)"
+    )
+
+
+def _tasks(tasks: Mapping[str, int]) -> str:
     working = tasks.get("running", 0) + tasks.get("finished", 0)
     return f"tasks: {working} of {tasks['total']} run (each TaskManager starts Python workers)"
 

@@ -290,6 +290,30 @@ def test_a_job_that_fails_before_it_ran_has_failed_though_flink_would_restart_it
         awaited(Cluster([[flink_job("RESTARTING")]], [why]))
 
 
+def test_the_cause_of_a_failure_is_waited_for_as_flink_shows_it_late() -> None:
+    why = Failure(datetime(2026, 1, 1, tzinfo=UTC), "no such savepoint")
+    cluster = Cluster([[flink_job("FAILED")]])
+
+    def report(message: str) -> None:
+        assert "say why" in message
+        cluster.failed = [why]
+
+    with pytest.raises(JobFailed, match="failed as it started: no such savepoint"):
+        awaited(cluster, report=report)
+    with pytest.raises(JobFailed, match="FAILED"):
+        awaited(Cluster([[flink_job("FAILED")]]))
+
+
+def test_a_job_that_failed_for_want_of_slots_is_awaited_while_flink_tries_again() -> None:
+    why = Failure(
+        datetime(2026, 1, 1, tzinfo=UTC), "Could not acquire the minimum required resources."
+    )
+    again = [[flink_job("RESTARTING")]] * 3
+    assert awaited(Cluster([*again, [STARTS], [RUNS]], [why])) == RUNS.id
+    with pytest.raises(JobFailed, match=r"minimum required resources.*4 of Flink's 4.*--paral"):
+        awaited(Cluster([*again, [flink_job("FAILED")]], [why]))
+
+
 def test_a_job_that_someone_ends_as_it_starts_has_not_started() -> None:
     with pytest.raises(JobFailed, match="CANCELED"):
         awaited(Cluster([[flink_job("CANCELED")]]))
@@ -297,7 +321,7 @@ def test_a_job_that_someone_ends_as_it_starts_has_not_started() -> None:
 
 def test_a_job_without_slots_is_told_what_it_waits_for() -> None:
     reports: list[str] = []
-    with pytest.raises(JobFailed, match=r"after 60 s.*all 4 of Flink are taken.*--parallelism"):
+    with pytest.raises(JobFailed, match=r"after 60 s.*4 of Flink's 4 are taken.*--parallelism"):
         awaited(Cluster([[flink_job(scheduled=2)]]), report=reports.append)
     assert "slots" in reports[0]
 
