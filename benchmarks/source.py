@@ -237,7 +237,12 @@ def on_flink(read: Read, servers: str, topic: str, events: int) -> None:
             "--finish_bundle_before_checkpointing",
         ]
     )
-    with java(JOB_SERVER, *flink, "--expansion-port=0", port=port) as server:
+    with (
+        configured() as folder,
+        java(
+            JOB_SERVER, *flink, "--expansion-port=0", f"--flink-conf-dir={folder}", port=port
+        ) as server,
+    ):
         Seen.servers = [server]
         pipeline = beam.Pipeline(options=options)
         _ = read(pipeline, servers, topic) | "Count" >> beam.ParDo(Count())
@@ -252,6 +257,15 @@ def on_flink(read: Read, servers: str, topic: str, events: int) -> None:
         time.sleep(2)  # what comes too much would come now
         job.cancel()
         Seen.servers = []
+
+
+@contextmanager
+def configured() -> Iterator[str]:
+    """A folder with Flink's configuration: checkpoints in memory, its default, fail from 5 MB on."""
+    with tempfile.TemporaryDirectory(prefix="velocity-source-flink-") as folder:
+        checkpoints = (Path(folder) / "checkpoints").as_uri()
+        (Path(folder) / "config.yaml").write_text(f"state.checkpoints.dir: {checkpoints}\n")
+        yield folder
 
 
 # -- Servers --------------------------------------------------------------------------------------

@@ -208,7 +208,10 @@ def serving(
             "--expansion-port",
             "-1",
         ]
-        if keys := configuration(options):
+        keys = configuration(options)
+        if where.local:  # by default it keeps checkpoints in memory, and fails from 5 MB on
+            keys["state.checkpoints.dir"] = (own / "checkpoints").as_uri()
+        if keys:
             (own / "config.yaml").write_text(yaml.safe_dump(keys))
             command += ["--flink-conf-dir", temporary]
         report("starting the job server")
