@@ -5,9 +5,11 @@
 It starts a Kafka of its own (Java and Maven are needed), fills topics of four partitions with JSON
 events of 200 bytes and of 2 KB, and reads each from its beginning: by confluent-kafka alone; by
 ``ReadFromKafka`` as batches, decoded, and decoded and deduplicated; and by Beam's ``ReadFromKafka`` in
-Java with its harness embedded in the runner, as messages and decoded with orjson. All but the bare
+Java with its harness embedded in the runner, as it is and with the experiment ``use_deprecated_read``, as
+messages and decoded with orjson. All but the bare
 loop run on one Flink inside Beam's job server, with a Python worker in this process. The clock runs
-from the first events that a step after the source has seen to the last; each event must be seen once.
+from the first events that a step after the source has seen to the last, or for ``--seconds``; each event
+must be seen once. A run that gives nothing more is told by what it gave before.
 The last column is what the processors did for an event, in this process and in the runner's: it says more
 than the clock where other work shares the machine.
 """
@@ -60,8 +62,8 @@ DECODER = JsonDecoder(
     "event_time",
 )
 JOB_SERVER = "org.apache.beam.runners.flink.FlinkJobServerDriver"
-SILENCE = 120.0
-"""Seconds without a new event after which a run has failed."""
+SILENCE = 40.0
+"""Seconds without a new event after which a run has stalled."""
 
 
 class Seen:
@@ -89,15 +91,16 @@ class Seen:
 
     skipped = 0
 
+    @classmethod
+    def seconds(cls) -> float:
+        """Since the first came."""
+        return time.perf_counter() - cls.first[0] if cls.events else 0.0
+
 
 def cpu_seconds(pid: int) -> float:
     """What a process has had of the processors, user and system."""
     fields = (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-class Stalled(Exception):
-    """A case gave nothing for ``SILENCE`` before it had given all; its message says how much came."""
 
 
 class Rate(NamedTuple):
@@ -107,6 +110,10 @@ class Rate(NamedTuple):
     """A second."""
     cpu: float
     """Microseconds of processors for each event."""
+    given: int
+    """How many came."""
+    stalled: bool = False
+    """Whether it gave nothing for ``SILENCE`` before it had given all."""
 
 
 class Count(beam.DoFn):
@@ -157,11 +164,11 @@ def fill(servers: str, topic: str, events: int, size: int) -> None:
 # -- What is measured -----------------------------------------------------------------------------
 
 
-def bare(servers: str, topic: str, events: int) -> None:
+def bare(servers: str, topic: str, events: int, seconds: float) -> None:
     """The least that a program in Python can do with each message: it has its value."""
     consumer = Consumer({"bootstrap.servers": servers, "group.id": "bare"})
     consumer.assign([TopicPartition(topic, number, 0) for number in range(PARTITIONS)])
-    while Seen.events < events:
+    while Seen.events < events and Seen.seconds() < seconds:
         Seen.add(sum(1 for message in consumer.consume(5_000, 1.0) if message.value()))
     consumer.close()
 
@@ -203,27 +210,36 @@ CASES: dict[str, Read | None] = {
     "ReadFromKafka + JSON + Deduplicate": velocity_deduplicated,
     "KafkaIO (Java)": kafka_io,
     "KafkaIO (Java) + JSON": kafka_io_decoded,
+    "KafkaIO (Java), deprecated read": kafka_io,
+    "KafkaIO (Java), deprecated read + JSON": kafka_io_decoded,
 }
 EXPANSION = ""
 """The address of the expansion service."""
 
 
-def measure(case: str, servers: str, topic: str, events: int) -> Rate:
-    read = CASES[case]
+def measure(case: str, servers: str, topic: str, events: int, seconds: float) -> Rate:
+    read, stalled = CASES[case], False
     Seen.reset()
     if read is None:
-        bare(servers, topic, events)
+        bare(servers, topic, events, seconds)
     else:
-        on_flink(read, servers, topic, events)
-    if Seen.events != events:
-        raise SystemExit(f"{case}: {Seen.events} events were seen of {events}")
-    counted = events - Seen.skipped
+        experiments = ["--experiments=use_deprecated_read"] * ("deprecated" in case)
+        stalled = on_flink(read, servers, topic, events, seconds, experiments)
+    if Seen.events > events:
+        raise SystemExit(f"{case}: {Seen.events:,} events were seen of {events:,}")
+    counted = Seen.events - Seen.skipped
+    if counted <= 0:
+        return Rate(0, 0, Seen.events, stalled)
     clock, cpu = (last - first for first, last in zip(Seen.first, Seen.last, strict=True))
-    return Rate(counted / clock, cpu / counted * 1e6)
+    return Rate(counted / clock, cpu / counted * 1e6, Seen.events, stalled)
 
 
-def on_flink(read: Read, servers: str, topic: str, events: int) -> None:
-    """Each on a Flink of its own: the one in the job server goes on with jobs that are cancelled."""
+def on_flink(
+    read: Read, servers: str, topic: str, events: int, seconds: float, experiments: list[str]
+) -> bool:
+    """Whether it stalled. Each on a Flink of its own: the one in the job server goes on with jobs
+    that are cancelled.
+    """
     port = free_port()
     flink = ["--flink-master=[local]", f"--job-port={port}", "--artifact-port=0"]
     options = PipelineOptions(
@@ -235,6 +251,7 @@ def on_flink(read: Read, servers: str, topic: str, events: int) -> None:
             "--parallelism=2",
             "--checkpointing_interval=10000",
             "--finish_bundle_before_checkpointing",
+            *experiments,
         ]
     )
     with (
@@ -247,16 +264,17 @@ def on_flink(read: Read, servers: str, topic: str, events: int) -> None:
         pipeline = beam.Pipeline(options=options)
         _ = read(pipeline, servers, topic) | "Count" >> beam.ParDo(Count())
         job = pipeline.run()
-        heard, before = time.monotonic(), 0
-        while Seen.events < events:
+        heard, before, stalled = time.monotonic(), 0, False
+        while Seen.events < events and Seen.seconds() < seconds and not stalled:
             time.sleep(0.1)
             if Seen.events > before:
                 heard, before = time.monotonic(), Seen.events
-            elif time.monotonic() - heard > SILENCE:
-                raise Stalled(f"nothing for {SILENCE:.0f} s after {before:,} of {events:,} events")
-        time.sleep(2)  # what comes too much would come now
+            stalled = time.monotonic() - heard > SILENCE
+        if Seen.events >= events:
+            time.sleep(2)  # what comes too much would come now
         job.cancel()
         Seen.servers = []
+    return stalled
 
 
 @contextmanager
@@ -329,8 +347,9 @@ def free_port() -> int:
 def main() -> None:
     global EXPANSION
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--megabytes", type=int, default=600, help="in each topic")
+    parser.add_argument("--events", type=int, default=2_000_000, help="in each topic")
     parser.add_argument("--runs", type=int, default=3, help="of which the median is told")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of a run at most")
     parser.add_argument("--sizes", type=int, nargs="+", default=[200, 2_000])
     parser.add_argument("--cases", nargs="+", default=list(CASES))
     given = parser.parse_args()
@@ -341,36 +360,25 @@ def main() -> None:
         embedded = "--defaultEnvironmentType=EMBEDDED"
         servers.enter_context(java(service, str(expansion), embedded, port=expansion))
         EXPANSION = f"127.0.0.1:{expansion}"
-        print("| bytes | events | read by | events/s | of bare | CPU µs/event |")
-        print("| --- | --- | --- | --- | --- | --- |")
+        print("| bytes | read by | events/s | of the first | CPU µs/event |")
+        print("| --- | --- | --- | --- | --- |")
         for size in given.sizes:
-            events, topic = given.megabytes * 1_000_000 // size, f"bytes-{size}"
-            fill(address, topic, events, size)
+            topic = f"bytes-{size}"
+            fill(address, topic, given.events, size)
             # Paired: each round runs all cases, so that what else the machine does hits all.
             runs: dict[str, list[Rate]] = {case: [] for case in given.cases}
             for _ in range(given.runs):
                 for case in given.cases:
-                    try:
-                        runs[case].append(measure(case, address, topic, events))
-                        told = str(runs[case][-1])
-                    except Stalled as error:
-                        told = str(error)
-                    print(f"{size} bytes, {case}: {told}", file=sys.stderr, flush=True)
-            medians = {
-                case: Rate(*(statistics.median(column) for column in zip(*found, strict=True)))
-                for case, found in runs.items()
-                if found
-            }
-            first = next(iter(medians.values())).events
+                    runs[case].append(measure(case, address, topic, given.events, given.seconds))
+                    print(f"{size} bytes, {case}: {runs[case][-1]}", file=sys.stderr, flush=True)
+            first = statistics.median(rate.events for rate in runs[given.cases[0]])
             for case, found in runs.items():
-                if not found:
-                    print(f"| {size:,} | {events:,} | {case} | stalled | | |", flush=True)
-                    continue
-                rate, stalls = medians[case], given.runs - len(found)
+                rate = statistics.median(rate.events for rate in found)
+                cpu = statistics.median(rate.cpu for rate in found)
+                stalls = ", ".join(f"{one.given:,}" for one in found if one.stalled)
                 print(
-                    f"| {size:,} | {events:,} | {case} | {rate.events:,.0f}"
-                    f"{f' ({stalls} of {given.runs} runs stalled)' * bool(stalls)} "
-                    f"| {rate.events / first:.2f} | {rate.cpu:.1f} |",
+                    f"| {size:,} | {case}{f' (stalled after {stalls})' if stalls else ''}"
+                    f" | {rate:,.0f} | {rate / first:.2f} | {cpu:.1f} |",
                     flush=True,
                 )
 

@@ -55,9 +55,10 @@ class ReadFromKafka(beam.PTransform):
     them from their earliest offset. What happens in a partition is taken to happen after it was
     made: older events may be late.
 
-    A bundle ends after ``bundle_size`` messages (give or take a batch), after ``bundle_time``, or
-    when there is nothing to read. Counters: ``read_messages``, ``read_bytes``, ``decoded_rows``; and
-    a gauge ``lag_<topic>_<partition>``: how many offsets are not read yet, at a bundle's end.
+    A bundle ends after ``bundle_size`` messages or ``bundle_bytes`` of values (give or take a batch),
+    after ``bundle_time``, or when there is nothing to read. Counters: ``read_messages``,
+    ``read_bytes``, ``decoded_rows``; and a gauge ``lag_<topic>_<partition>``: how many offsets are not
+    read yet, at a bundle's end.
     Raises ``ValueError`` for an argument of no sense, and ``KafkaReadError`` in the worker.
 
     >>> ReadFromKafka(KafkaConfig("127.0.0.1:9092"), ["orders"], start={("order", 0): 17})
@@ -74,7 +75,8 @@ class ReadFromKafka(beam.PTransform):
     idle_after: timedelta = timedelta(seconds=60)
     batch_size: int = 5_000
     bundle_time: timedelta = timedelta(seconds=2)
-    bundle_size: int = 50_000
+    bundle_size: int = 500_000  # Flink takes up to a second between two bundles: long ones are fast
+    bundle_bytes: int = 128 * 2**20
     group: str | None = None
     discover_every: timedelta = timedelta(seconds=10)
     on_lost_offsets: Literal["fail", "earliest"] = "fail"
@@ -112,8 +114,9 @@ class ReadFromKafka(beam.PTransform):
             )
         if not 1 <= self.batch_size <= _MOST:
             raise ValueError(f"batch_size must be 1 to {_MOST}, not {self.batch_size}")
-        if self.bundle_size < 1:
-            raise ValueError(f"bundle_size must be 1 or more, not {self.bundle_size}")
+        for name, most in (("bundle_size", self.bundle_size), ("bundle_bytes", self.bundle_bytes)):
+            if most < 1:
+                raise ValueError(f"{name} must be 1 or more, not {most}")
 
     def _check_position(self, name: str, where: Any, *words: str) -> None:
         match where:

@@ -51,6 +51,7 @@ class Read(beam.DoFn):
         self._batch_size = read.batch_size
         self._bundle_time = read.bundle_time.total_seconds()
         self._bundle_size = read.bundle_size
+        self._bundle_bytes = read.bundle_bytes
         self._messages = counter("read_messages")
         self._bytes = counter("read_bytes")
         self._decoded = counter("decoded_rows")
@@ -76,13 +77,13 @@ class Read(beam.DoFn):
         if offsets.start == offsets.stop:
             return
         bounded, read_to = offsets.stop < UNBOUNDED, offsets.start
-        deadline, read, starved = readers.clock() + self._bundle_time, 0, False
+        deadline, read, size = readers.clock() + self._bundle_time, 0, 0
+        starved = False
         reader = readers.take(self._config, element.topic, element.partition, offsets.start)
         try:
             while reader.position < (stop := tracker.current_restriction().stop):
-                if not bounded and (
-                    starved or read >= self._bundle_size or readers.clock() >= deadline
-                ):
+                full = read >= self._bundle_size or size >= self._bundle_bytes
+                if not bounded and (full or starved or readers.clock() >= deadline):
                     tracker.defer_remainder(_POLL_EVERY if starved else None)
                     break
                 messages = self._poll(element, reader, stop)
@@ -96,6 +97,7 @@ class Read(beam.DoFn):
                 owned = _before(messages, upto)
                 if owned.num_rows:
                     read += owned.num_rows
+                    size += self._count(element, owned)
                     yield from self._put_out(element, owned, reader, watermark, readers.now())
                 if not bounded:
                     idle_as_of = reader.idle_as_of(self._idle_after)
@@ -141,6 +143,14 @@ class Read(beam.DoFn):
             reader.position = stop
         return _NONE
 
+    def _count(self, element: Partition, batch: pa.RecordBatch) -> int:
+        """Tells the metrics of messages that were read; returns the bytes of their values."""
+        size: int = pc.sum(pc.binary_length(batch["value"]), min_count=0).as_py()
+        self._messages.inc(batch.num_rows)
+        self._bytes.inc(size)
+        metrics_of(element.topic, element.partition).read(batch.num_rows, size)
+        return size
+
     def _put_out(
         self,
         element: Partition,
@@ -150,10 +160,6 @@ class Read(beam.DoFn):
         now: Timestamp,
     ) -> Iterator[Any]:
         metrics = metrics_of(element.topic, element.partition)
-        size = pc.sum(pc.binary_length(batch["value"]), min_count=0).as_py()
-        self._messages.inc(batch.num_rows)
-        self._bytes.inc(size)
-        metrics.read(batch.num_rows, size)
         rows, times = batch, batch["timestamp"]
         if self._decoder:
             batch = self._without_copies(element, batch)

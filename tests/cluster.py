@@ -75,19 +75,29 @@ def _command_line(pid: int) -> bytes:
 
 
 class Pace:
-    """The clock of a producer: real time, until it is released to send the rest at once."""
+    """The clock of a producer: real time, until it is released to send the rest at once.
+
+    Or until it is to end: then a producer that waits sends no more, as if by Ctrl-C.
+    """
 
     def __init__(self) -> None:
         self._began = time.monotonic()
         self._released = threading.Event()
+        self._ended = False
 
     def clock(self) -> float:
         return float("inf") if self._released.is_set() else time.monotonic() - self._began
 
     def sleep(self, seconds: float) -> None:
         self._released.wait(seconds)
+        if self._ended:
+            raise KeyboardInterrupt
 
     def release(self) -> None:
+        self._released.set()
+
+    def end(self) -> None:
+        self._ended = True
         self._released.set()
 
 

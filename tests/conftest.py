@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.cluster import Cluster
+from tests.flink_jobs import end_all, pharmacy_cluster
 from velocity.runners.stack_state import read_state
 
 # A deadline would be a timed assertion: on a busy machine any example may be slow once.
@@ -36,3 +38,17 @@ def real_kafka(tmp_path: Path) -> Iterator[str]:
         yield address
     finally:
         stack("down")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Kafka and Flink, and what the pharmacy's job asks, for the tests of a file."""
+    with pharmacy_cluster(tmp_path_factory, "--prometheus") as found:
+        yield found
+
+
+@pytest.fixture
+def no_job_is_left(cluster: Cluster) -> Iterator[None]:
+    """One test's jobs are not the next one's."""
+    yield
+    end_all(cluster)

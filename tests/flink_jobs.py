@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from velocity.pipelines.domains import DOMAINS
 from velocity.pipelines.jobfile import load
 from velocity.pipelines.produce import produce
 from velocity.pipelines.recompute import ExpectedDocument, differences
-from velocity.pipelines.simulator import Scenario, simulate
+from velocity.pipelines.simulator import Scenario, SimulatedMessage, simulate
 from velocity.runners.demo import JOB, expected
 from velocity.runners.embedded import DirectoryService
 
@@ -136,6 +137,7 @@ class Case:
         until(lambda: {topic: partitions(topic) for topic in made} == made)
         self.producer: threading.Thread | None = None
         self.pace = Pace()
+        self.sent = 0
 
     @property
     def kafka(self) -> str:
@@ -160,21 +162,28 @@ class Case:
             consumer.close()
 
     def produce(self, rate: float = 1_000) -> None:
-        """Begins to send events, so many a second, until all that are left are wanted at once.
+        """Begins to send events, so many a second, until it is ended or the rest wanted at once.
 
         No partition must fall silent before: its watermark would follow the clock.
         """
-        self.producer = threading.Thread(
-            target=produce,
-            args=(self.scenario, self.kafka),
-            kwargs={
-                "topics_prefix": f"{self.prefix}.",
-                "rate": rate,
-                "clock": self.pace.clock,
-                "sleep": self.pace.sleep,
-            },
-        )
+
+        def send() -> None:
+            prefix, pace = f"{self.prefix}.", self.pace
+            self.sent = produce(
+                self.scenario,
+                self.kafka,
+                topics_prefix=prefix,
+                rate=rate,
+                clock=pace.clock,
+                sleep=pace.sleep,
+            ).messages
+
+        self.producer = threading.Thread(target=send)
         self.producer.start()
+
+    def messages(self) -> Iterator[SimulatedMessage]:
+        """What was sent, once sending has ended."""
+        return islice(simulate(self.scenario), self.sent)
 
     @property
     def producing(self) -> bool:
@@ -184,12 +193,15 @@ class Case:
         return stored(self.store)
 
     def await_all(self, seconds: float = 400, *, closed: bool = False) -> None:
-        """Returns when the documents are final, and equal the plain recomputation."""
-        wanted = expected(load(self.path), simulate(self.scenario), directory(SEED))
-        self.pace.release()
+        """Returns when the documents of what was sent are final, and equal the recomputation.
+
+        Sending ends here, unless it was released to send all.
+        """
+        self.pace.end()
         assert self.producer is not None
         self.producer.join()
-
+        assert self.sent > 0
+        wanted = expected(load(self.path), self.messages(), directory(SEED))
         left = in_time(lambda: not_final(wanted, self.documents(), closed=closed), seconds)
         assert left[:5] == []
 

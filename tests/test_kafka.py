@@ -324,6 +324,13 @@ def test_a_bundle_ends_when_it_is_full_and_goes_on_at_once() -> None:
     assert bundle.delay <= Duration(0)
 
 
+def test_a_bundle_ends_when_its_values_are_many_bytes() -> None:
+    partition = FakePartition().holds(*[b"12345"] * 100)
+    bundle = Reading(partition, reading(batch_size=10, bundle_bytes=101)).bundle()
+    assert bundle.offsets == list(range(30)), "a batch is not cut"
+    assert bundle.residual == OffsetRange(30, UNBOUNDED)
+
+
 def test_a_bundle_ends_when_its_time_is_over() -> None:
     partition = FakePartition().holds(*[b""] * 100)
 
@@ -811,6 +818,7 @@ def test_a_bounded_read_finds_the_same_rows_late_as_one_without_end(seconds: lis
         ({"batch_size": 0}, "batch_size"),
         ({"batch_size": 1_000_001}, "batch_size"),
         ({"bundle_size": 0}, "bundle_size"),
+        ({"bundle_bytes": 0}, "bundle_bytes"),
         ({"bundle_time": timedelta()}, "bundle_time"),
         ({"idle_after": timedelta()}, "idle_after"),
         ({"discover_every": timedelta()}, "discover_every"),

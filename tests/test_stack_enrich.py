@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.cluster import Cluster, until
-from tests.flink_jobs import SEED, Case, end_all, flink_cluster
+from tests.flink_jobs import SEED, Case, flink_cluster
 from velocity.io.dead_letters import read_dead_letters
 from velocity.pipelines.directory import directory
 from velocity.runners.embedded import DirectoryService
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.usefixtures("no_job_is_left")]
 
 OUTAGE = float(os.environ.get("VELOCITY_TEST_OUTAGE", "40"))
 """Seconds."""
@@ -46,12 +46,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, service: Faulty) -> Iterat
     services = {"PROVIDERS": service.url, "PATIENTS": service.url}
     with flink_cluster(folder, tmp_path_factory.mktemp("temporary"), services) as found:
         yield found
-
-
-@pytest.fixture(autouse=True)
-def no_job_is_left(cluster: Cluster) -> Iterator[None]:
-    yield
-    end_all(cluster)
 
 
 def wait_at_most(case: Case, limit: str) -> None:

@@ -13,7 +13,6 @@ from velocity.io.sqlite import read_documents
 from velocity.pipelines.directory import directory
 from velocity.pipelines.jobfile import load
 from velocity.pipelines.recompute import differences
-from velocity.pipelines.simulator import simulate
 from velocity.runners.demo import expected
 from velocity.runners.embedded import DirectoryService
 from velocity.runners.stack_state import read_state
@@ -66,7 +65,7 @@ def test_a_run_through_crashes_and_its_replays_from_kafka_and_the_archive_equal_
     case.await_all()
     cluster("stop", live, "--cancel")
 
-    counted = expected(load(case.path), simulate(case.scenario), directory(SEED))
+    counted = expected(load(case.path), case.messages(), directory(SEED))
     # A window of all time is no replay's.
     wanted = {id_: document for id_, document in counted.items() if "/ever/" not in id_}
     day = ("--from", "2026-01-05T00:00:00Z", "--to", "2026-01-06T00:00:00Z")

@@ -6,7 +6,6 @@ import signal
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import cycle
 from pathlib import Path
@@ -20,7 +19,7 @@ from confluent_kafka.cimpl import NewPartitions, NewTopic
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.cluster import Cluster, until
-from tests.flink_jobs import SEED, Case, end_all, pharmacy_cluster
+from tests.flink_jobs import SEED, Case
 from tests.test_alert_rules import expressions, names
 from velocity.io.records import Cause
 from velocity.pipelines.directory import directory
@@ -30,19 +29,7 @@ from velocity.pipelines.signals import exposed
 from velocity.pipelines.simulator import Scenario, SimulatedMessage, simulate
 from velocity.runners.demo import expected
 
-pytestmark = pytest.mark.stack
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with pharmacy_cluster(tmp_path_factory, "--prometheus") as found:
-        yield found
-
-
-@pytest.fixture(autouse=True)
-def no_job_is_left(cluster: Cluster) -> Iterator[None]:
-    yield
-    end_all(cluster)
+pytestmark = [pytest.mark.stack, pytest.mark.usefixtures("no_job_is_left")]
 
 
 def committed(case: Case, group: str, topic: str = "") -> list[int]:
