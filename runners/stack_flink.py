@@ -203,6 +203,8 @@ def high_availability(ports: Mapping[str, int], data: Path) -> dict[str, str | i
         # paused for longer may never lead again, though it lives: Curator's LeaderLatch stays idle
         # (CURATOR-724, mended in 5.8.0; Flink 1.19 has 5.4.0), and here is no other to take over.
         "high-availability.zookeeper.client.session-timeout": SESSION,
+        # A JobManager that cannot reach ZooKeeper after so many waits of 5 s ends itself.
+        "high-availability.zookeeper.client.max-retry-attempts": "12",
     }
 
 

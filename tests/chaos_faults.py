@@ -73,8 +73,16 @@ class World:
         until(look, PATIENCE)
         return rng.choice(found)
 
+    def ended(self, name: str) -> bool:
+        servers = read_state(self.cluster.folder).components[SERVERS[name]].servers
+        return any(identify(s.process.pid) != s.process for s in servers if s.name == name)
+
     def well_since(self, moment: datetime) -> datetime:
-        """When the first checkpoint was complete that began after a moment; waits for it."""
+        """When the first checkpoint was complete that began after a moment; waits for it.
+
+        A JobManager that was cut from ZooKeeper for long ends itself; whoever supervises it in
+        production starts it again, and so does this.
+        """
         ends: list[datetime] = []
 
         def look() -> bool:
@@ -82,6 +90,8 @@ class World:
                 last = self.cluster.flink.checkpoints(self.job)
                 if last.last_at is not None and last.last_at > moment:
                     ends.append(last.last_at + last.last_duration)
+            if not ends and self.ended("jobmanager"):
+                self.up(SERVERS["jobmanager"])
             return bool(ends)
 
         until(look, PATIENCE)
