@@ -25,7 +25,7 @@ from apache_beam.coders import FastPrimitivesCoder
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
-from soak import live_heap, rss  # beside this file
+from soak import live_heap, peak, processor_time, rss  # beside this file
 
 from velocity.io.records import rfc3339
 from velocity.pipelines.follow import stages_of
@@ -110,7 +110,12 @@ def on_flink(arguments: argparse.Namespace) -> int:
         heap, resident, began = live_heap(manager), rss(manager), time.monotonic()
         options = FlinkOptions(name=topic, state_backend=backend, parallelism=2)
         running = submit(Graph(job, {"KAFKA": kafka}), options, [])
+        pool = servers["workers"].process.pid
         try:
+
+            def workers() -> list[int]:
+                found = (p.id.pid for p in members(servers["workers"], str(state_folder())))
+                return [pid for pid in found if pid != pool]
 
             def counted(name: str) -> int:
                 vertices = running.flink.vertices(running.id)
@@ -122,8 +127,9 @@ def on_flink(arguments: argparse.Namespace) -> int:
             while (taken := counted("transactions_events")) < number * steps or (
                 facts := counted("transactions_facts")
             ) < wanted:
-                passed = time.monotonic() - began
-                print(f"{passed:6.0f} s: {taken:,} events taken, {facts:,} facts", flush=True)
+                passed, memory = time.monotonic() - began, sum(map(rss, workers()))
+                told = f"{taken:,} events taken, {facts:,} facts, {memory:,.0f} MiB in Python"
+                print(f"{passed:6.0f} s: {told}", flush=True)
                 if taken >= number * steps and passed > arguments.seconds:
                     break
                 time.sleep(10)
@@ -133,7 +139,7 @@ def on_flink(arguments: argparse.Namespace) -> int:
             )
             while running.flink.checkpoints(running.id).completed < done + 2:  # one of all of it
                 time.sleep(1)
-            pids = [p.id.pid for p in members(servers["workers"], str(state_folder()))]
+            pids = workers()
             found = {
                 "open transactions": number,
                 "events": number * steps,
@@ -142,7 +148,9 @@ def on_flink(arguments: argparse.Namespace) -> int:
                 "checkpoint, MB": round(running.flink.checkpoints(running.id).last_size / 1e6),
                 "TaskManager's live heap, MiB": [round(heap), round(live_heap(manager))],
                 "TaskManager, MiB": [round(resident), round(rss(manager))],
-                "Python workers and their pool, MiB": round(sum(map(rss, pids))),
+                "Python workers, MiB": [round(rss(pid)) for pid in pids],
+                "at most": [round(peak(pid)) for pid in pids],
+                "their CPU time, s": [round(processor_time(pid)) for pid in pids],
                 "facts": counted("transactions_facts"),
             }
         finally:
