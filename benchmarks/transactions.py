@@ -3,7 +3,8 @@
     python benchmarks/transactions.py
 
 measures the step's own work in one process, without a runner: what is kept of each transaction is
-encoded as Beam encodes it, and each event is decoded, taken in and encoded again.
+encoded as Beam encodes it, and each event is decoded, taken in and encoded again. Then what a worker
+holds of the bundle in which all of them fall due, as Beam holds states and as the stack's workers do.
 
     velocity stack up kafka flink
     python benchmarks/transactions.py --flink
@@ -14,14 +15,22 @@ their memory, before and after, and the last checkpoint for its size.
 
 import argparse
 import json
+import os
 import resource
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
-from apache_beam.coders import FastPrimitivesCoder
+from apache_beam.coders import BytesCoder, Coder, FastPrimitivesCoder
+from apache_beam.coders.coder_impl import CoderImpl
+from apache_beam.coders.coders import GlobalWindowCoder
+from apache_beam.runners.worker.bundle_processor import FnApiUserStateContext
+from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
+from apache_beam.transforms.window import GlobalWindow
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
@@ -38,6 +47,7 @@ from velocity.runners.run import redirect
 from velocity.runners.stack_paths import state_folder
 from velocity.runners.stack_server import members
 from velocity.runners.stack_state import read_state
+from velocity.runners.stack_worker_states import BoundedStates
 from velocity.transforms.stages import Arrival, Transaction
 
 OPEN = 200_000
@@ -64,6 +74,8 @@ def main() -> int:
     if arguments.flink:
         return on_flink(arguments)
     in_process()
+    for holding in (BoundedStates, FnApiUserStateContext):
+        bundle_of_all(holding)
     return 0
 
 
@@ -90,6 +102,51 @@ def in_process() -> None:
     print(f"state: {size / OPEN:,.0f} bytes each, {size / 1e6:,.0f} MB in all, without keys")
     print(f"this process has grown by {grown:,.0f} MB with them and their keys in a dict")
     print(f"{OPEN * len(EVENTS) / seconds:,.0f} events/s of CPU time, one process")
+
+
+class Runner:
+    """A runner that has the same state for each key, and takes what is written."""
+
+    def __init__(self, state: Any, coder: Coder) -> None:
+        self._state = coder.get_impl().encode(state)
+
+    def blocking_get(self, key: Any, coder: CoderImpl) -> Iterator[Any]:
+        yield coder.decode(self._state)
+
+    def extend(self, key: Any, coder: CoderImpl, values: Any) -> Any:
+        for value in values:
+            coder.encode(value)
+        return self
+
+    def clear(self, key: Any) -> Any:
+        return self
+
+    def get(self) -> None:
+        """A write is done at once."""
+
+
+def bundle_of_all(holding: type[FnApiUserStateContext]) -> None:
+    """What a process grows by in a bundle in which all transactions are read, advanced and written."""
+    spec = load(JOB).transactions
+    assert spec is not None
+    graph, coder = stages_of(spec), FastPrimitivesCoder()
+    opened = Transaction(graph)
+    opened.arrive([Arrival(START, graph.of_event["order.created"], ("Jakarta",))])
+    states = holding(Runner(opened.keep(), coder), "Follow", BytesCoder(), GlobalWindowCoder())
+    kept = ReadModifyWriteStateSpec("transaction", coder)
+    before, began, window = rss(os.getpid()), time.process_time(), GlobalWindow()
+    for n in range(OPEN):
+        state = states.get_state(kept, b"trx-%032x" % n, window)
+        transaction = Transaction(graph, state.read())
+        for _ in transaction.advance(START):
+            pass
+        state.write(transaction.keep())
+    grown = rss(os.getpid()) - before
+    states.commit()
+    seconds = time.process_time() - began
+    print(
+        f"a bundle of all, {holding.__name__}: {grown:,.0f} MiB more, {seconds:.0f} s of CPU time"
+    )
 
 
 def on_flink(arguments: argparse.Namespace) -> int:
