@@ -11,6 +11,7 @@ import json
 import os
 import threading
 import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -103,18 +104,13 @@ class Memory(threading.Thread):
 
 def _family() -> set[int]:
     """This process and all that descend from it."""
-    parents = {}
-    for path in Path("/proc").iterdir():
-        if path.name.isdecimal():
-            try:
-                stat = (path / "stat").read_text()
-            except OSError:
-                continue
-            parents[int(path.name)] = int(stat.rpartition(")")[2].split()[1])
-    found, size = {os.getpid()}, 0
-    while len(found) > size:
-        size = len(found)
-        found |= {pid for pid, parent in parents.items() if parent in found}
+    found, left = set[int](), [os.getpid()]
+    while left:
+        pid = left.pop()
+        found.add(pid)
+        for task in Path(f"/proc/{pid}/task").glob("*/children"):
+            with suppress(OSError):
+                left += map(int, task.read_text().split())
     return found
 
 

@@ -10,6 +10,7 @@ of the TaskManager and of the Python workers. At the end every document must equ
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -137,6 +138,18 @@ def rss(pid: int) -> float:
         if line.startswith("VmRSS"):
             return int(line.split()[1]) / 1024
     return 0.0
+
+
+def peak(pid: int) -> float:
+    """The most memory that was resident, in MiB (Linux)."""
+    status = Path("/proc", str(pid), "status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def processor_time(pid: int) -> float:
+    """Seconds, in the program and in the system for it (Linux)."""
+    fields = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def live_heap(pid: int) -> float:

@@ -3,7 +3,8 @@
     python benchmarks/transactions.py
 
 measures the step's own work in one process, without a runner: what is kept of each transaction is
-encoded as Beam encodes it, and each event is decoded, taken in and encoded again.
+encoded as Beam encodes it, and each event is decoded, taken in and encoded again. Then what a worker
+holds of the bundle in which all of them fall due, as Beam holds states and as the stack's workers do.
 
     velocity stack up kafka flink
     python benchmarks/transactions.py --flink
@@ -14,18 +15,26 @@ their memory, before and after, and the last checkpoint for its size.
 
 import argparse
 import json
+import os
 import resource
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
-from apache_beam.coders import FastPrimitivesCoder
+from apache_beam.coders import BytesCoder, Coder, FastPrimitivesCoder
+from apache_beam.coders.coder_impl import CoderImpl
+from apache_beam.coders.coders import GlobalWindowCoder
+from apache_beam.runners.worker.bundle_processor import FnApiUserStateContext
+from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
+from apache_beam.transforms.window import GlobalWindow
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
-from soak import live_heap, rss  # beside this file
+from soak import live_heap, peak, processor_time, rss  # beside this file
 
 from velocity.io.records import rfc3339
 from velocity.pipelines.follow import stages_of
@@ -38,6 +47,7 @@ from velocity.runners.run import redirect
 from velocity.runners.stack_paths import state_folder
 from velocity.runners.stack_server import members
 from velocity.runners.stack_state import read_state
+from velocity.runners.stack_worker_states import BoundedStates
 from velocity.transforms.stages import Arrival, Transaction
 
 OPEN = 200_000
@@ -64,6 +74,8 @@ def main() -> int:
     if arguments.flink:
         return on_flink(arguments)
     in_process()
+    for holding in (BoundedStates, FnApiUserStateContext):
+        bundle_of_all(holding)
     return 0
 
 
@@ -92,6 +104,51 @@ def in_process() -> None:
     print(f"{OPEN * len(EVENTS) / seconds:,.0f} events/s of CPU time, one process")
 
 
+class Runner:
+    """A runner that has the same state for each key, and takes what is written."""
+
+    def __init__(self, state: Any, coder: Coder) -> None:
+        self._state = coder.get_impl().encode(state)
+
+    def blocking_get(self, key: Any, coder: CoderImpl) -> Iterator[Any]:
+        yield coder.decode(self._state)
+
+    def extend(self, key: Any, coder: CoderImpl, values: Any) -> Any:
+        for value in values:
+            coder.encode(value)
+        return self
+
+    def clear(self, key: Any) -> Any:
+        return self
+
+    def get(self) -> None:
+        """A write is done at once."""
+
+
+def bundle_of_all(holding: type[FnApiUserStateContext]) -> None:
+    """What a process grows by in a bundle in which all transactions are read, advanced and written."""
+    spec = load(JOB).transactions
+    assert spec is not None
+    graph, coder = stages_of(spec), FastPrimitivesCoder()
+    opened = Transaction(graph)
+    opened.arrive([Arrival(START, graph.of_event["order.created"], ("Jakarta",))])
+    states = holding(Runner(opened.keep(), coder), "Follow", BytesCoder(), GlobalWindowCoder())
+    kept = ReadModifyWriteStateSpec("transaction", coder)
+    before, began, window = rss(os.getpid()), time.process_time(), GlobalWindow()
+    for n in range(OPEN):
+        state = states.get_state(kept, b"trx-%032x" % n, window)
+        transaction = Transaction(graph, state.read())
+        for _ in transaction.advance(START):
+            pass
+        state.write(transaction.keep())
+    grown = rss(os.getpid()) - before
+    states.commit()
+    seconds = time.process_time() - began
+    print(
+        f"a bundle of all, {holding.__name__}: {grown:,.0f} MiB more, {seconds:.0f} s of CPU time"
+    )
+
+
 def on_flink(arguments: argparse.Namespace) -> int:
     number, steps, backend = arguments.open, arguments.steps, arguments.state_backend
     stack = read_state(state_folder())
@@ -110,7 +167,12 @@ def on_flink(arguments: argparse.Namespace) -> int:
         heap, resident, began = live_heap(manager), rss(manager), time.monotonic()
         options = FlinkOptions(name=topic, state_backend=backend, parallelism=2)
         running = submit(Graph(job, {"KAFKA": kafka}), options, [])
+        pool = servers["workers"].process.pid
         try:
+
+            def workers() -> list[int]:
+                found = (p.id.pid for p in members(servers["workers"], str(state_folder())))
+                return [pid for pid in found if pid != pool]
 
             def counted(name: str) -> int:
                 vertices = running.flink.vertices(running.id)
@@ -122,8 +184,9 @@ def on_flink(arguments: argparse.Namespace) -> int:
             while (taken := counted("transactions_events")) < number * steps or (
                 facts := counted("transactions_facts")
             ) < wanted:
-                passed = time.monotonic() - began
-                print(f"{passed:6.0f} s: {taken:,} events taken, {facts:,} facts", flush=True)
+                passed, memory = time.monotonic() - began, sum(map(rss, workers()))
+                told = f"{taken:,} events taken, {facts:,} facts, {memory:,.0f} MiB in Python"
+                print(f"{passed:6.0f} s: {told}", flush=True)
                 if taken >= number * steps and passed > arguments.seconds:
                     break
                 time.sleep(10)
@@ -133,7 +196,7 @@ def on_flink(arguments: argparse.Namespace) -> int:
             )
             while running.flink.checkpoints(running.id).completed < done + 2:  # one of all of it
                 time.sleep(1)
-            pids = [p.id.pid for p in members(servers["workers"], str(state_folder()))]
+            pids = workers()
             found = {
                 "open transactions": number,
                 "events": number * steps,
@@ -142,7 +205,9 @@ def on_flink(arguments: argparse.Namespace) -> int:
                 "checkpoint, MB": round(running.flink.checkpoints(running.id).last_size / 1e6),
                 "TaskManager's live heap, MiB": [round(heap), round(live_heap(manager))],
                 "TaskManager, MiB": [round(resident), round(rss(manager))],
-                "Python workers and their pool, MiB": round(sum(map(rss, pids))),
+                "Python workers, MiB": [round(rss(pid)) for pid in pids],
+                "at most": [round(peak(pid)) for pid in pids],
+                "their CPU time, s": [round(processor_time(pid)) for pid in pids],
                 "facts": counted("transactions_facts"),
             }
         finally:

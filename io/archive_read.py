@@ -132,13 +132,14 @@ class _Read(beam.DoFn):
             held.append(table)
             if sum(t.num_rows for t in held) >= ROWS_PER_BATCH:
                 yield from self._put_out(held)
-                held = []
         yield from self._put_out(held)
 
-    def _put_out(self, tables: list[pa.Table]) -> Iterator[Any]:
-        if not tables:
+    def _put_out(self, held: list[pa.Table]) -> Iterator[Any]:
+        """Of what is held batches, and nothing is: while they are worked on it would take as much."""
+        if not held:
             return
-        whole = pa.concat_tables(tables).combine_chunks()
+        whole = pa.concat_tables(held).combine_chunks()
+        held.clear()
         for batch in whole.to_batches(max_chunksize=2 * ROWS_PER_BATCH):
             earliest = pc.min(batch[self._event_time]).value
             self._rows.inc(batch.num_rows)

@@ -1,7 +1,8 @@
 """How many dead letters there are by cause, followed as they come: what was counted is not read again."""
 
+import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -11,13 +12,13 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from velocity.io.dead_letters_kafka import ENVELOPE
 from velocity.io.kafka_config import KafkaConfig
-from velocity.io.kafka_consumer import open_consumer
+from velocity.io.kafka_consumer import KafkaReadError, open_consumer
 from velocity.io.totals import StoreDown
 
 MOST: Final = 100_000
 """Records of a partition that are looked back at, at first."""
-_WITHIN: Final = 10.0
-"""Seconds for a broker to answer."""
+_WITHIN: Final = 5.0
+_AGAIN: Final = 30.0
 _AT_ONCE: Final = 5_000
 
 
@@ -79,18 +80,40 @@ def _of_file(name: str) -> Counter[Failed]:
 
 class KafkaCounts:
     """Of the topic that ``WriteDeadLettersToKafka`` writes: its last ``MOST`` records a partition at
-    first, then what comes. Records that are no dead letters are left out."""
+    first, then what comes. Records that are no dead letters are left out.
 
-    def __init__(self, config: KafkaConfig, topic: str, most: int = MOST) -> None:
+    A broker that is gone leaves its consumer silent, as a topic without news does: the broker is
+    asked for the topic's end each time. If it does not answer it is left alone for ``_AGAIN``
+    seconds of ``clock``, for who waits for an answer is kept waiting.
+    """
+
+    def __init__(
+        self,
+        config: KafkaConfig,
+        topic: str,
+        most: int = MOST,
+        *,
+        within: float = _WITHIN,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``within``: seconds for a broker to answer."""
         self._config, self._topic, self._most = config, topic, most
+        self._within, self._clock = within, clock
         self._consumer: Consumer | None = None
         self._counts: Counter[Failed] = Counter()
+        self._down = ""
+        self._again = float("-inf")
 
     def counts(self) -> Counts:
+        if self._clock() < self._again:
+            raise StoreDown(self._down)
         try:
             if self._consumer is None:
                 self._begin()
             assert self._consumer is not None
+            self._consumer.get_watermark_offsets(
+                TopicPartition(self._topic, 0), timeout=self._within
+            )
             while messages := self._consumer.consume(_AT_ONCE, timeout=0.05):
                 for message in messages:
                     error = message.error()
@@ -98,23 +121,25 @@ class KafkaCounts:
                         self._counts.update(_of_headers(list(message.headers() or ())))
                     elif error.code() != KafkaError._PARTITION_EOF:
                         raise KafkaException(error)
-        except KafkaException as error:
+        except (KafkaException, KafkaReadError) as error:
             self.close()
-            raise StoreDown(
+            self._again = self._clock() + _AGAIN
+            self._down = (
                 f"dead letters in topic {self._topic} at {self._config.bootstrap_servers} can't be "
-                f"read: {error.args[0].str()}"
-            ) from error
+                f"read: {error.args[0].str() if isinstance(error, KafkaException) else error}"
+            )
+            raise StoreDown(self._down) from error
         return Counter(self._counts)
 
     def _begin(self) -> None:
         self._counts = Counter()
         self._consumer = open_consumer(self._config)
-        metadata = self._consumer.list_topics(self._topic, timeout=_WITHIN).topics[self._topic]
+        metadata = self._consumer.list_topics(self._topic, timeout=self._within).topics[self._topic]
         if metadata.error is not None:
             raise KafkaException(metadata.error)
         at = [TopicPartition(self._topic, number) for number in metadata.partitions]
         for partition in at:
-            low, high = self._consumer.get_watermark_offsets(partition, timeout=_WITHIN)
+            low, high = self._consumer.get_watermark_offsets(partition, timeout=self._within)
             partition.offset = max(low, high - self._most)
         self._consumer.assign(at)
 

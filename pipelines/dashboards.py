@@ -6,7 +6,9 @@ from datetime import timedelta
 from typing import Any, Final, Literal
 
 from velocity.pipelines.graph import Graph, JobError
+from velocity.pipelines.job import MetricSpec
 from velocity.pipelines.templates import setup_of
+from velocity.pipelines.units import unit_of
 from velocity.transforms.aggregates import Value as Computed
 from velocity.transforms.metric import Metric
 from velocity.transforms.windows import Days, Fixed, Global, Sliding
@@ -40,6 +42,8 @@ class Value:
     over: Over
     per_key: bool
     """Whether values of different keys make no value together: each key is then drawn alone."""
+    unit: str = ""
+    """As people read it beside the number."""
 
     @property
     def field(self) -> str:
@@ -121,6 +125,11 @@ class Board:
     def charts(self) -> tuple[Panel, ...]:
         return tuple(panel for panel in self.panels if panel.chart)
 
+    @property
+    def headlines(self) -> tuple[Panel, ...]:
+        """What the dashboard across all jobs shows of it."""
+        return self.charts[:HEADLINES]
+
     def has(self, dimension: str) -> bool:
         """Whether any of its documents may have that dimension."""
         return any(
@@ -147,12 +156,12 @@ def board_of(graph: Graph) -> Board:
         for template in setup.indices.values()
         for metric in template.metrics
     }
-    about = {spec.name: spec.description for spec in job.metrics}
+    specs = {spec.name: spec for spec in job.metrics}
     panels = tuple(
         panel
         for metric in graph.metrics.reduction.metrics
         if not isinstance(metric.window, Global)
-        for panel in _panels(metric, about[metric.name], mappings[metric.name])
+        for panel in _panels(metric, specs[metric.name], mappings[metric.name])
     )
     alerts = None
     if job.transactions is not None:
@@ -185,16 +194,16 @@ def interval(every: timedelta) -> str:
     return f"{millis // units[unit]}{unit}"
 
 
-def _panels(metric: Metric, description: str, mapping: Mapping[str, Any]) -> Iterator[Panel]:
+def _panels(metric: Metric, spec: MetricSpec, mapping: Mapping[str, Any]) -> Iterator[Panel]:
     types, keys = (
         {name: field["type"] for name, field in mapping[part]["properties"].items()}
         for part in ("values", "dimensions")
     )
     values = [
-        Value(name, types[name], *_over(Computed.parse(text), metric))
+        Value(name, types[name], *_over(Computed.parse(text), metric), unit_of(name, spec.units))
         for name, text in metric.values.items()
     ]
-    frame = (metric.name, description, {name: keys[name] for name in metric.by})
+    frame = (metric.name, spec.description, {name: keys[name] for name in metric.by})
     rest = (_every(metric), metric.early is not None)
     for value in values:
         if value.type in NUMBERS:

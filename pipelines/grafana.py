@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from velocity.pipelines.dashboards import DRILL_DOWN, EARLY, PROVISIONAL, Board, Panel, interval
-from velocity.pipelines.grafana_page import OPTIONS, Json, page, variable
+from velocity.pipelines.grafana_page import OPTIONS, Json, page, uid, variable
 from velocity.transforms.transactions import ALERTS
 
 INPUT: Final = "DS_ELASTICSEARCH"
@@ -18,6 +18,13 @@ ROWS: Final = "500"
 """In a table."""
 NONE: Final = "(none)"
 """Stands for a dimension without a value."""
+UNITS: Final = {"": "short", "min": "m", "B": "decbytes", "%": "percent"} | {
+    unit: unit for unit in ("ms", "s", "h", "d")
+}
+"""Those that Grafana knows by a name of its own; all others it writes as they are."""
+
+OVERVIEW: Final = "velocity"
+"""The name of what shows all jobs; those of one job have its name behind."""
 
 
 def dashboard(board: Board, drill_down: str = DRILL_DOWN) -> Json:
@@ -29,15 +36,57 @@ def dashboard(board: Board, drill_down: str = DRILL_DOWN) -> Json:
     panels = [_panel(board, panel, drill_down) for panel in board.panels]
     if board.alerts is not None:
         panels = [*_alerts(board, drill_down), *panels]
-    variables = [_variable(board, drill_down)] if board.has(drill_down) else []
     return page(
-        f"velocity-{board.job}",
+        name_of(board),
         f"Velocity: {board.job}",
         board.description or f"Reads {board.indices}.",
         panels,
-        variables,
-        {"name": INPUT, "label": f"Elasticsearch: {board.indices}", "pluginId": "elasticsearch"},
+        _variables([board], drill_down),
+        _input(board.indices),
     )
+
+
+def overview(boards: Sequence[Board], drill_down: str = DRILL_DOWN) -> Json:
+    """A dashboard across all jobs, over a data source that reads the indices of all.
+
+    It shows the first charts of each job and the alerts. Its links, and each panel's own, lead to the
+    job's dashboard with the time and the filters that are chosen.
+    """
+    panels = []
+    for board in boards:
+        shown = [_panel(board, panel, drill_down) for panel in board.headlines]
+        if board.alerts is not None:
+            shown.append(_alerts(board, drill_down)[0])
+        on = {
+            "title": board.job,
+            "url": f"{_url(board)}?${{__url_time_range}}&${{__all_variables}}",
+        }
+        panels += [
+            panel | {"title": f"{board.job} · {panel['title']}", "links": [on]} for panel in shown
+        ]
+    return page(
+        OVERVIEW,
+        "Velocity: all jobs",
+        "The first charts of each job; the links lead on, with the time and the filters.",
+        panels,
+        _variables(boards, drill_down),
+        _input(",".join(dict.fromkeys(board.indices for board in boards))),
+        links={board.job: _url(board) for board in boards},
+    )
+
+
+def name_of(board: Board) -> str:
+    """Of a job's dashboard, and of its file."""
+    return f"{OVERVIEW}-{board.job}"
+
+
+def _url(board: Board) -> str:
+    """Where Grafana has a job's dashboard, whatever path Grafana itself is at."""
+    return f"/d/{uid(name_of(board))}"
+
+
+def _input(indices: str) -> Mapping[str, str]:
+    return {"name": INPUT, "label": f"Elasticsearch: {indices}", "pluginId": "elasticsearch"}
 
 
 def _panel(board: Board, panel: Panel, drill_down: str) -> Json:
@@ -68,7 +117,7 @@ def _panel(board: Board, panel: Panel, drill_down: str) -> Json:
             _target(ref, text, f"{key}{label}", split, value.over, value.field, every)
             for ref, text, label in panes
         ],
-        "fieldConfig": _drawn("bars" if value.over == "sum" else "line"),
+        "fieldConfig": _drawn("bars" if value.over == "sum" else "line", value.unit),
         "options": OPTIONS,
     }
 
@@ -191,7 +240,7 @@ def _table(query: str, fields: Sequence[str], names: Sequence[str]) -> Json:
     }
 
 
-def _drawn(style: str) -> Json:
+def _drawn(style: str, unit: str = "") -> Json:
     """Bars stand on each other, for they add up; what is provisional is dashed and pale."""
     bars = style == "bars"
     custom = {
@@ -207,13 +256,18 @@ def _drawn(style: str) -> Json:
     ]
     matcher = {"id": "byFrameRefID", "options": PROVISIONAL}
     return {
-        "defaults": {"custom": custom, "unit": "short"},
+        "defaults": {"custom": custom, "unit": UNITS.get(unit, f"count:{unit}")},
         "overrides": [{"matcher": matcher, "properties": pale}],
     }
 
 
-def _variable(board: Board, name: str) -> Json:
+def _variables(boards: Sequence[Board], name: str) -> list[Json]:
+    """The dimension that a dashboard is narrowed by; none, if none of the jobs has it."""
+    jobs = [json.dumps(board.job) for board in boards if board.has(name)]
+    if not jobs:
+        return []
     field = f"dimensions.{name}"
-    query = json.dumps({"find": "terms", "field": field, "query": f'job:"{board.job}"'})
+    among = jobs[0] if len(jobs) == 1 else f"({' OR '.join(jobs)})"
+    query = json.dumps({"find": "terms", "field": field, "query": f"job:{among}"})
     # Of all, those without a value too; the text is put after "dimensions.city:" as it is.
-    return variable(name, SOURCE, query, query, f"* OR (*:* NOT _exists_:{field})")
+    return [variable(name, SOURCE, query, query, f"* OR (*:* NOT _exists_:{field})")]

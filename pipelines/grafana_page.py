@@ -27,8 +27,12 @@ def page(
     panels: Sequence[Json],
     variables: Sequence[Json],
     source: Mapping[str, str],
+    links: Mapping[str, str] | None = None,
 ) -> Json:
-    """A dashboard of panels, two in a row, over a data source that is chosen as it is imported."""
+    """A dashboard of panels, two in a row, over a data source that is chosen as it is imported.
+
+    ``links`` lead to other dashboards, by their titles and addresses, with time and variables.
+    """
     placed = [
         {
             "id": i + 1,
@@ -64,14 +68,8 @@ def page(
         "timezone": "",
         "annotations": {"list": []},
         "links": [
-            {
-                "title": "Velocity",
-                "type": "dashboards",
-                "tags": ["velocity"],
-                "asDropdown": True,
-                "includeVars": True,
-                "keepTime": True,
-            }
+            *(_link(title, url=url, type="link") for title, url in (links or {}).items()),
+            _link("Velocity", type="dashboards", tags=["velocity"], asDropdown=True),
         ],
         "templating": {"list": list(variables)},
         "panels": placed,
@@ -85,6 +83,10 @@ def uid(name: str) -> str:
     ('velocity-orders', 40)
     """
     return name if len(name) <= 40 else hashlib.sha256(name.encode()).hexdigest()[:40]
+
+
+def _link(title: str, **more: Any) -> Json:
+    return {"title": title, "icon": "dashboard", "includeVars": True, "keepTime": True, **more}
 
 
 def variable(name: str, source: Mapping[str, str], query: Any, text: str, every: str) -> Json:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from velocity.pipelines import lens
-from velocity.pipelines.dashboards import DRILL_DOWN, HEADLINES, Board
+from velocity.pipelines.dashboards import DRILL_DOWN, Board
 
 Object = dict[str, Any]
 
@@ -61,8 +61,8 @@ def overview(boards: Sequence[Board], drill_down: str = DRILL_DOWN) -> list[Obje
     indices = ",".join(dict.fromkeys(board.indices for board in boards))
     placed = []
     for board in boards:
-        names = [panel.name for panel in board.charts[:HEADLINES]]
-        titles = [panel.title for panel in board.charts[:HEADLINES]]
+        names = [panel.name for panel in board.headlines]
+        titles = [panel.title for panel in board.headlines]
         if board.alerts is not None:
             names, titles = [*names, "alerts"], [*titles, "Alerts"]
         for name, title in zip(names, titles, strict=True):

@@ -91,6 +91,8 @@ def _chart_columns(panel: Panel, value: Value) -> dict[str, dict[str, Any]]:
     columns["window"] = _histogram(every, "window")
     for name, shown, pane in _panes(panel, value.name):
         columns[name] = _metric(value.over, value.field, shown, "number", pane)
+        if value.unit:
+            columns[name]["params"] |= {"format": _number(value)}
     return columns
 
 
@@ -105,6 +107,12 @@ def _table_columns(panel: Panel) -> dict[str, dict[str, Any]]:
         for name, shown, pane in _panes(panel, value.name):
             columns[f"{name}-{value.name}"] = _last(value.field, shown, type_, pane)
     return columns
+
+
+def _number(value: Value) -> dict[str, Any]:
+    """With its unit behind it, which Lens takes as it is."""
+    decimals = 0 if value.type == "long" else 2
+    return {"id": "number", "params": {"decimals": decimals, "suffix": f" {value.unit}"}}
 
 
 def _lens_type(type_: str) -> str:

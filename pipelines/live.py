@@ -11,6 +11,7 @@ from velocity.pipelines.dashboards import DRILL_DOWN, NUMBERS
 from velocity.pipelines.graph import Graph
 from velocity.pipelines.job import Job, MetricSpec
 from velocity.pipelines.templates import mappings_of
+from velocity.pipelines.units import unit_of
 from velocity.transforms.aggregates import Value as Computed
 from velocity.transforms.metric import Metric
 from velocity.transforms.windows import Days, Fixed, Global, Session, Sliding, millis
@@ -38,19 +39,6 @@ RANGES: Final[Mapping[str, timedelta]] = {
     "30d": timedelta(days=30),
 }
 RANGE: Final = "1h"
-
-_UNITS: Final = {
-    "seconds": "s",
-    "minutes": "min",
-    "hours": "h",
-    "days": "d",
-    "ms": "ms",
-    "km": "km",
-    "kg": "kg",
-    "bytes": "B",
-    "percent": "%",
-}
-"""By the last word of a value's name, where the job names no unit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,15 +189,6 @@ def words(name: str) -> str:
     """
     text = name.replace("_", " ")
     return text[:1].upper() + text[1:]
-
-
-def unit_of(name: str, units: Mapping[str, str]) -> str:
-    """A value's unit: the job's own word for it, or the last word of the value's name.
-
-    >>> unit_of("revenue", {"revenue": "IDR"}), unit_of("p95_minutes", {}), unit_of("orders", {})
-    ('IDR', 'min', '')
-    """
-    return units.get(name) or _UNITS.get(name.rpartition("_")[2], "")
 
 
 def _card(

@@ -38,6 +38,7 @@ from velocity.transforms.ranges import (
 from velocity.transforms.settled import SettledFrom, longest_of, quiet_of
 from velocity.transforms.stages import Stages
 from velocity.transforms.transactions import ALERTS
+from velocity.transforms.windows import millis
 
 KAFKA: Final = "kafka"
 ARCHIVE: Final = "archive"
@@ -209,6 +210,15 @@ class Replay:
             until=known,
             before=self._before(self.pad),
         )
+
+    def written(self, parts: Sequence[Part]) -> tuple[int, int, int, Mapping[str, int]]:
+        """Which windows all parts write: those that reach into a range, by its start and stop, and are
+        over by a time; of alerts, which are known later, those that begin before another stop."""
+        whole = Between.times(self.start, self.stop)
+        until, stops = parts[0].until, {}
+        if isinstance(alert := self.windows.get(ALERTS), Alert):
+            stops[ALERTS] = min(whole.stop, until - millis(alert.ttl))
+        return whole.start, whole.stop, until, stops
 
     def _before(self, pad: timedelta) -> timedelta:
         return pad if self.stages else timedelta(0)

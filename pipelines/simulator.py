@@ -145,6 +145,7 @@ def _messages(scenario: Scenario) -> Iterator[SimulatedMessage]:
         domains=scenario.domains,
         unknown_share=scenario.unknown_share,
         peaks=scenario.peaks,
+        steady=not (scenario.peaks or scenario.outages) and scenario.late_share <= 0.1,
     )
     wire = random.Random(f"wire {scenario.seed}{f' {scenario.part}' if scenario.part else ''}")
     draw, ids = wire.random, world.rng.getrandbits

@@ -23,6 +23,11 @@ ORDER_AMOUNT: Final = lognormal(85_000, 0.7, 2_500_000, unit=500)
 FEE: Final = lognormal(45_000, 0.5, 300_000, unit=1000)
 _SPECIALTIES: Final = spread(SPECIALTIES)
 
+LONGEST: Final = 1000 * max(
+    int(event.longest) for domain in DOMAINS.values() for event in domain.events
+)
+"""The longest delay from an event to the next, in milliseconds."""
+
 
 class Path(NamedTuple):
     """A life cycle, ready to be drawn from."""
@@ -78,7 +83,8 @@ class World:
 
     ``rate`` is the mean over a day, in events of ``domains`` per second; about ``events`` of them
     will be asked for. ``unknown_share`` of the provider ids and of the patient ids are unknown to
-    the directory of the seed.
+    the directory of the seed. ``steady`` says that they are published about when they happen, so
+    that what happens after the last need not be kept: at 50,000 a second that is nearly all.
     """
 
     def __init__(
@@ -91,6 +97,7 @@ class World:
         domains: Sequence[str],
         unknown_share: float,
         peaks: Sequence[Peak] = (),
+        steady: bool = False,
         part: int = 0,
     ) -> None:
         self.rng = random.Random(f"world {seed}{f' {part}' if part else ''}")
@@ -110,7 +117,10 @@ class World:
             for kind in KINDS
             for city in CITIES
         }
-        self._join(_lasts(start, rate, events))
+        horizon = _lasts(start, rate, events)
+        self._end = self.start + horizon if steady and horizon < LONGEST else None
+        """What happens then or later nobody will ask for, and is not kept; None if they may."""
+        self._join(horizon)
 
     def happening(self, second: int) -> list[tuple[Transaction, int]]:
         """Transactions, each with the step that happens in that second of the epoch."""
@@ -140,11 +150,12 @@ class World:
         return f"PRV-9{key[-4:]}" if self.rng.random() < self._unknown else key
 
     def _schedule(self, path: Path, step: int, times: list[int]) -> None:
-        transaction = None
+        transaction, end = None, self._end
         for wanted in path.wanted:
             if wanted >= step:
                 transaction = transaction or Transaction(self, path, times)
-                self._agenda[times[wanted] // 1000].append((transaction, wanted))
+                if end is None or times[wanted] < end:
+                    self._agenda[times[wanted] // 1000].append((transaction, wanted))
 
     def _join(self, horizon: int) -> None:
         """Joins the transactions that wait at the start for a step, as a renewal process does.
@@ -175,15 +186,14 @@ def _busy(second: int) -> float:
 
 
 def _lasts(start: datetime, rate: float, events: int) -> int:
-    """Milliseconds that so many events last and some more, or the longest delay of all."""
+    """Milliseconds that so many events last and some more, ``LONGEST`` at most."""
     begin = int(start.timestamp())
     left = 1.25 * events + 100
-    longest = max(int(e.longest) for domain in DOMAINS.values() for e in domain.events)
-    for second in range(longest):
+    for second in range(LONGEST // 1000):
         if left <= 0:
             return 1000 * second
         left -= rate * _busy(begin + second)
-    return 1000 * longest
+    return LONGEST
 
 
 def _paths(domains: Sequence[str], rate: float) -> list[Path]:

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -74,6 +75,8 @@ _HEADERS: Final = {
 }
 
 Newest = Mapping[tuple[str, str], Latest]
+LettersPart = Callable[[View], Json]
+"""Dead letters, as a part of any view."""
 
 
 class TooManyViews(RuntimeError):
@@ -134,6 +137,9 @@ class Hub:
         self._asking = asyncio.Lock()
         self._wanted = asyncio.Event()
         self._counts: Counts = {}
+        self._counter = ThreadPoolExecutor(1, "dead letters")
+        self._counting: Future[LettersPart] | None = None
+        self._letters_part: LettersPart | None = None
         self.ended = False
         self.down: str | None = None
         self._down_since = 0.0
@@ -192,7 +198,8 @@ class Hub:
         finally:
             self._store.close()
             for letters in self._letters:
-                letters.close()
+                self._counter.submit(letters.close)  # behind what is being counted
+            await asyncio.to_thread(self._counter.shutdown)
 
     async def cycle(self) -> None:
         """One look at the store, and what follows from it."""
@@ -208,9 +215,10 @@ class Hub:
                     self._down_since = time.time()
                 self.down = str(error)
                 newest = None
-            letters = await asyncio.to_thread(self._count)
+        letters = await asyncio.to_thread(self._counted)
         for feed in list(self._feeds.values()):
-            feed.publish({"status": self._status(newest), "letters": letters(feed.view)})
+            told = {} if letters is None else {"letters": letters(feed.view)}
+            feed.publish({"status": self._status(newest), **told})
 
     def _ask(self, feed: Feed, newest: Newest) -> dict[str, Json]:
         """What of a view has changed."""
@@ -257,8 +265,16 @@ class Hub:
             feed.asked_at = self._clock()
         return parts
 
-    def _count(self) -> Callable[[View], Json]:
-        """Dead letters, as a part of any view."""
+    def _counted(self) -> LettersPart | None:
+        """What is known of dead letters: a broker that keeps who counts them waiting delays nothing."""
+        if self._counting is None:
+            self._counting = self._counter.submit(self._count)
+        with contextlib.suppress(TimeoutError):
+            self._letters_part = self._counting.result(PERIOD)
+            self._counting = None
+        return self._letters_part
+
+    def _count(self) -> LettersPart:
         why = self._unwatched
         try:
             counts: dict[Any, int] = {}
@@ -267,7 +283,8 @@ class Hub:
             self._counts = counts
         except StoreDown as error:
             why = str(error)
-        return lambda view: letters_part(self.board, view, self._counts, self.zone) | {"why": why}
+        known = self._counts
+        return lambda view: letters_part(self.board, view, known, self.zone) | {"why": why}
 
     def _layout(self, view: View) -> Json:
         jobs = chosen(self.board, view)

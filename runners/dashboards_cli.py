@@ -9,7 +9,7 @@ import typer
 
 from velocity.pipelines import jobfile
 from velocity.runners.exit_codes import codes
-from velocity.runners.terminal import JobPath, Json, duration, working
+from velocity.runners.terminal import Json, duration, working
 
 if TYPE_CHECKING:
     from velocity.pipelines.dashboards import Board
@@ -25,6 +25,9 @@ dashboards_app = typer.Typer(
 )
 
 JobPaths = Annotated[list[Path], typer.Argument(metavar="JOB...", help="Job files: docs/jobs.md.")]
+All = Annotated[
+    bool, typer.Option("--all", help="A dashboard across these jobs too, with links to each.")
+]
 By = Annotated[
     str, typer.Option("--by", metavar="DIMENSION", help="What a dashboard can be narrowed by.")
 ]
@@ -37,9 +40,7 @@ By = Annotated[
 )
 def kibana(
     paths: JobPaths,
-    all_: Annotated[
-        bool, typer.Option("--all", help="A dashboard across these jobs too, with links to each.")
-    ] = False,
+    all_: All = False,
     by: By = "city",
     out: Annotated[
         Path | None,
@@ -104,32 +105,47 @@ def kibana(
 
 
 @dashboards_app.command(
-    epilog=f"Example: velocity dashboards grafana job.yaml --out job.json. {EXIT_CODES}"
+    epilog="Examples: velocity dashboards grafana job.yaml --out job.json · velocity dashboards"
+    f" grafana pipelines/*.yaml --all --out monitoring. {EXIT_CODES}"
 )
 def grafana(
-    path: JobPath,
+    paths: JobPaths,
+    all_: All = False,
     by: By = "city",
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Where to write it.", show_default="the output"),
+        typer.Option(
+            metavar="FILE|FOLDER",
+            help="Where to write it; of several dashboards the folder, which is made.",
+            show_default="the output",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a job's dashboard for Grafana (10.4 or later), over Elasticsearch.
+    """Write a dashboard for each job, for Grafana (10.4 or later), over Elasticsearch.
 
-    As it is imported, Grafana asks for the data source: one that reads the job's indices, with
+    As one is imported, Grafana asks for the data source: one that reads the job's indices, with
     @timestamp as its time field.
     """
-    from velocity.pipelines.grafana import dashboard
+    from velocity.pipelines.grafana import OVERVIEW, dashboard, name_of, overview
 
-    (board,) = _boards([path])
-    text = json.dumps(dashboard(board, by), indent=2, ensure_ascii=False)
+    boards = _boards(paths)
+    made = {name_of(board): dashboard(board, by) for board in boards}
+    if all_:
+        made[OVERVIEW] = overview(boards, by)
+    texts = {name: json.dumps(one, indent=2, ensure_ascii=False) for name, one in made.items()}
     if out is None:
-        print(text)
-    else:
-        out.write_text(f"{text}\n", "utf-8")
-        if as_json:
-            print(json.dumps({"written": [str(out)]}))
+        if len(texts) > 1:
+            raise typer.BadParameter("several dashboards need a folder", param_hint="--out")
+        print(*texts.values())
+        return
+    alone = len(texts) == 1
+    files = {out if alone else out / f"{name}.json": text for name, text in texts.items()}
+    for file, text in files.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{text}\n", "utf-8")
+    if as_json:
+        print(json.dumps({"written": [str(file) for file in files]}))
 
 
 @dashboards_app.command(

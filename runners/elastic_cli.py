@@ -82,7 +82,8 @@ def setup(
 def swap(path: JobPath, prefix: Prefix, as_json: Json = False) -> None:
     """Read the indices that begin with PREFIX in place of their counterparts, from one moment on.
 
-    Indices without a counterpart stay in the alias. The old ones are kept: see `rollback`.
+    Of a counterpart the windows that were not replayed are read still. Indices without one stay in
+    the alias. The old ones are kept: see `rollback`.
     """
     from velocity.io.elastic_alias import swap as usual
 
@@ -108,8 +109,8 @@ def _move(move: Any, path: Path, prefix: str, as_json: bool) -> None:
     if as_json:
         print(json.dumps(moved._asdict()))
         return
-    for sign, names in (("+", moved.added), ("-", moved.removed)):
-        for name in names:
-            print(f"{moved.alias} {sign} {name}")
-    if not moved.added and not moved.removed:
+    lines = list(moved.lines())
+    for line in lines:
+        print(line)
+    if not lines:
         print(f"{moved.alias} reads them already.")

@@ -16,7 +16,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from rich.console import Console
 
 from velocity.io.dead_letters import WriteDeadLettersToParquet
-from velocity.io.elastic_alias import swap
+from velocity.io.elastic_alias import reaching_into, replayed, swap
 from velocity.io.elastic_read import read_by_id
 from velocity.io.elastic_setup import apply
 from velocity.io.kafka_history import check_history
@@ -115,19 +115,22 @@ def _write(
 
     counters = replay_parts(plan.replay, parts, plan.where, outputs, state=state, console=console)
     console.print(summary(counters))
-    if plan.into and plan.swap and not counters.get("documents_cut"):
-        live = Graph(plan.replay.job, plan.replay.environment)
-        with live.elasticsearch.open() as client:
-            moved = swap(client, setup_of(live), plan.into)
-        for sign, names in (("+", moved.added), ("-", moved.removed)):
-            for name in names:
-                out(f"{moved.alias} {sign} {name}")
-        return counters, {"counters": dict(counters), "alias": moved._asdict()}
-    if plan.into:
-        if plan.swap:
-            console.print("not swapped, as documents are left out", highlight=False)
-        out(f"ready: velocity alias swap JOB {plan.into}    and back: velocity alias rollback")
-    return counters, {"counters": dict(counters), "into": plan.into}
+    report: dict[str, Any] = {"counters": dict(counters), "into": plan.into}
+    if not plan.into:
+        return counters, report
+    live = Graph(plan.replay.job, plan.replay.environment)
+    wanted = setup_of(live)
+    with live.elasticsearch.open() as client:
+        replayed(client, wanted, plan.into, reaching_into(*plan.replay.written(parts)))
+        if plan.swap and not counters.get("documents_cut"):
+            moved = swap(client, wanted, plan.into)
+            for line in moved.lines():
+                out(line)
+            return counters, {**report, "alias": moved._asdict()}
+    if plan.swap:
+        console.print("not swapped, as documents are left out", highlight=False)
+    out(f"ready: velocity alias swap JOB {plan.into}    and back: velocity alias rollback")
+    return counters, report
 
 
 def _target(plan: Plan) -> Graph:

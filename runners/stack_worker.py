@@ -176,7 +176,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         from velocity.io.metrics import mirror
         from velocity.io.prometheus import open_mirror
+        from velocity.runners.stack_worker_states import bound_states
 
+        bound_states()
         if given.metrics is not None:
             mirror(open_mirror(given.metrics, job_name(info)))
         _run(sdk_worker_main, job_name(info))

@@ -75,8 +75,11 @@ class Store:
 class Letters:
     def __init__(self) -> None:
         self.found: Any = {Failed("orders", "late", T0): 3}
+        self.answers = threading.Event()
+        self.answers.set()
 
     def counts(self) -> Any:
+        self.answers.wait()
         if isinstance(self.found, StoreDown):
             raise self.found
         return self.found
@@ -207,6 +210,23 @@ def test_dead_letters_that_cannot_be_read_are_shown_as_they_were_with_the_reason
         told = taken(viewer)
         assert (told["letters"]["total"], told["letters"]["why"]) == ("3", "no broker")
         assert "status" not in told
+
+
+def test_who_counts_dead_letters_may_wait_and_delays_no_document(store: Store, path: Path) -> None:
+    letters = Letters()
+    hub = Hub(board(), store, [letters])
+    with hub.looking(View()) as viewer:
+        cycles(hub)
+        taken(viewer)
+        letters.answers.clear()
+        letters.found = {Failed("orders", "late", T0): 4}
+        write(path, [document(orders=5, events=5)])
+        cycles(hub, 2)
+        told = taken(viewer)
+        assert headline(told[CARD]) == "5" and "letters" not in told
+        letters.answers.set()
+        cycles(hub)
+        assert taken(viewer)["letters"]["total"] == "4"
 
 
 def test_an_empty_store_is_empty_and_a_silent_hub_does_not_say_so(tmp_path: Path) -> None:

@@ -159,6 +159,23 @@ def test_the_reference_of_the_commands_says_what_they_say() -> None:
     assert page == cli_reference(), f"regenerate it: {REGENERATE}"
 
 
+# -- metrics --------------------------------------------------------------------------------------
+
+MADE = re.compile(r"\b(?:counter|gauge|distribution|Histogram)\(\s*\"([a-z_]+)\"")
+
+
+def test_every_metric_is_in_the_reference_of_metrics() -> None:
+    layers = ("io", "transforms", "pipelines", "runners")
+    sources = [path for layer in layers for path in sorted((ROOT / layer).glob("*.py"))]
+    made = {name for path in sources for name in MADE.findall(path.read_text("utf-8"))}
+    made.discard("calls")  # an example in a docstring
+    assert len(made) > 25
+    pages = [ROOT / "docs" / page for page in ("operations.md", "enrichment.md")]
+    told = re.findall(r"`([a-z_]+)", " ".join(page.read_text("utf-8") for page in pages))
+    # One that is divided by labels ends with their values: dead_letters_CAUSE.
+    assert [name for name in sorted(made) if not {name, f"{name}_"} & set(told)] == []
+
+
 # -- tutorials ------------------------------------------------------------------------------------
 
 

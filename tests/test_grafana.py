@@ -1,12 +1,14 @@
 """Laws of Grafana's dashboards: every field is a document's, and panels show what Kibana's do."""
 
+import dataclasses
 import json
 from typing import Any
 
 import pytest
 
 from tests.dashboard_jobs import board, fields_of, graph_of, jobs, metrics_of
-from velocity.pipelines.grafana import INPUT, SOURCE, dashboard
+from velocity.pipelines.grafana import INPUT, SOURCE, dashboard, overview
+from velocity.pipelines.grafana_page import uid
 from velocity.pipelines.operations import operations
 
 NUMERIC = {"long", "double"}
@@ -90,9 +92,61 @@ def test_early_panes_are_queries_of_their_own_called_provisional_and_dashed() ->
     assert len(never["targets"]) == 1
 
 
-@pytest.mark.parametrize("name", [*jobs(), None])
+def test_numbers_have_the_units_that_the_job_gives_them_or_their_names_end_with() -> None:
+    units = {
+        panel["title"]: panel["fieldConfig"]["defaults"].get("unit")
+        for panel in dashboard(board("pharmacy_delivery"))["panels"]
+    }
+    assert units["orders_by_city: orders"] == "short"
+    assert units["orders_by_city: revenue"] == "count:IDR"
+    assert units["deliveries_by_city: p95_minutes"] == "m"
+
+
+def test_the_overview_shows_the_first_panels_of_each_job_as_the_job_does() -> None:
+    boards = [board(name) for name in jobs()]
+    shown = {panel["title"]: panel for panel in overview(boards)["panels"]}
+    for each in boards:
+        own = {f"{each.job} · {panel['title']}": panel for panel in dashboard(each)["panels"]}
+        here = {title: shown.pop(title) for title in own.keys() & shown.keys()}
+        assert len(here) == min(2, len(each.charts)) + (each.alerts is not None)
+        for title, panel in here.items():
+            assert (panel["targets"], panel["fieldConfig"]) == (
+                own[title]["targets"],
+                own[title]["fieldConfig"],
+            )
+    assert shown == {}
+
+
+def test_the_overview_leads_to_each_job_with_the_time_and_the_filters() -> None:
+    boards = [board(name) for name in jobs()]
+    made = overview(boards)
+    there = {f"/d/{dashboard(each)['uid']}": each.job for each in boards}
+    links = [link for link in made["links"] if link["type"] == "link"]
+    assert {link["url"]: link["title"] for link in links} == there
+    assert all(link["keepTime"] and link["includeVars"] for link in links)
+    for panel in made["panels"]:
+        [on] = panel["links"]
+        url, _, kept = on["url"].partition("?")
+        assert there[url] == on["title"] == panel["title"].partition(" · ")[0]
+        assert kept == "${__url_time_range}&${__all_variables}"
+    [variable] = made["templating"]["list"]
+    query = json.loads(variable["query"])["query"]
+    assert query.startswith("job:(")
+    assert all((f'"{each.job}"' in query) == each.has("city") for each in boards)
+
+
+def test_a_job_of_a_long_name_is_linked_by_its_dashboards_own_id() -> None:
+    long = dataclasses.replace(board("orders"), job="o" * 60)
+    assert overview([long])["links"][0]["url"] == f"/d/{dashboard(long)['uid']}"
+    assert dashboard(long)["uid"] == uid(f"velocity-{'o' * 60}")
+
+
+@pytest.mark.parametrize("name", [*jobs(), None, "all"])
 def test_panels_have_numbers_and_places_of_their_own(name: str | None) -> None:
-    made = operations() if name is None else dashboard(board(name))
+    if name == "all":
+        made = overview([board(each) for each in jobs()])
+    else:
+        made = operations() if name is None else dashboard(board(name))
     assert len({panel["id"] for panel in made["panels"]}) == len(made["panels"])
     places = {(p["gridPos"]["x"], p["gridPos"]["y"]) for p in made["panels"]}
     assert len(places) == len(made["panels"])

@@ -181,6 +181,22 @@ def test_early_panes_have_a_column_of_their_own_called_provisional() -> None:
     assert "filter" not in never_early["final"]
 
 
+def test_numbers_have_their_units_behind_them() -> None:
+    panels = lenses(saved_objects(board("pharmacy_delivery")))
+    name = "velocity-pharmacy_delivery-"
+    formats = {
+        value: layer(panels[name + value])["columns"]["provisional"]["params"].get("format")
+        for value in ("orders_by_city-orders", "orders_by_city-revenue")
+    }
+    assert formats["orders_by_city-orders"] is None
+    assert formats["orders_by_city-revenue"] == {
+        "id": "number",
+        "params": {"decimals": 0, "suffix": " IDR"},
+    }
+    longest = layer(panels[f"{name}deliveries_by_city-mean_minutes"])["columns"]["final"]
+    assert longest["params"]["format"]["params"] == {"decimals": 2, "suffix": " min"}
+
+
 def test_what_does_not_add_up_is_never_summed() -> None:
     panels = lenses(saved_objects(board("pharmacy_delivery")))
     name = "velocity-pharmacy_delivery-deliveries_by_city"

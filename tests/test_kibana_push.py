@@ -19,6 +19,7 @@ from velocity.io.kibana import (
     NotAllImported,
 )
 from velocity.pipelines.grafana import dashboard
+from velocity.pipelines.grafana import overview as grafana_overview
 from velocity.pipelines.kibana import ndjson, saved_objects
 from velocity.runners.cli import app
 
@@ -189,6 +190,27 @@ def test_grafanas_dashboard_is_printed_or_written(tmp_path: Path) -> None:
     CliRunner().invoke(app, [*command, "--out", str(tmp_path / "d.json")])
     assert json.loads(printed) == dashboard(board("insurance"))
     assert (tmp_path / "d.json").read_text("utf-8") == printed
+
+
+def test_several_of_grafanas_dashboards_are_written_into_a_folder(tmp_path: Path) -> None:
+    paths = [str(PIPELINES / f"{name}.yaml") for name in ("insurance", "transactions")]
+    command = ["dashboards", "grafana", *paths, "--all"]
+    assert CliRunner().invoke(app, command).exit_code == 2
+    folder = tmp_path / "new" / "monitoring"
+    done = CliRunner().invoke(app, [*command, "--out", str(folder), "--json"])
+    assert done.exit_code == 0, done.output
+    made = {Path(file).stem: json.loads(Path(file).read_text("utf-8")) for file in written(done)}
+    boards = [board("insurance"), board("transactions")]
+    assert made == {
+        "velocity-insurance": dashboard(boards[0]),
+        "velocity-transactions": dashboard(boards[1]),
+        "velocity": grafana_overview(boards),
+    }
+
+
+def written(done: Result) -> list[str]:
+    found: list[str] = json.loads(done.stdout)["written"]
+    return found
 
 
 def test_a_user_without_password_and_json_without_push_are_wrong_usage() -> None:

@@ -22,6 +22,7 @@ from velocity.pipelines.domains import DOMAIN_OF, DOMAINS, LIFE_CYCLES, fields_o
 from velocity.pipelines.payloads import stamp
 from velocity.pipelines.produce import DeliveryError, Produced, produce, produce_by
 from velocity.pipelines.simulator import Kind, Scenario, SimulatedMessage, simulate
+from velocity.pipelines.transactions import World
 from velocity.runners.embedded import EmbeddedKafka
 
 PYTHON_TYPES = {"string": str, "timestamp": str, "int64": int, "double": float, "bool": bool}
@@ -49,6 +50,26 @@ def of_kind(messages: Iterable[SimulatedMessage], kind: Kind) -> list[SimulatedM
 def test_the_same_scenario_gives_the_same_bytes() -> None:
     scenario = Scenario(seed=5, events=2_000)
     assert list(simulate(scenario)) == list(simulate(scenario))
+
+
+def test_what_happens_after_the_last_event_is_not_kept_and_changes_nothing() -> None:
+    asked: dict[str, Any] = {
+        "seed": 1, "start": SCENARIO.start, "rate": 500.0, "events": 2_000, "domains": [*DOMAINS],
+        "unknown_share": 0.0,
+    }  # fmt: skip
+    start = int(SCENARIO.start.timestamp())
+    steady, other = World(**asked, steady=True), World(**asked)
+    for second in range(start, start + 5):
+        found, kept = (
+            [
+                (transaction.id, transaction.times[step])
+                for transaction, step in world.happening(second)
+            ]
+            for world in (steady, other)
+        )
+        assert found == kept
+    assert other.happening(start + 60)
+    assert not steady.happening(start + 60)
 
 
 def test_another_seed_gives_other_bytes() -> None:

@@ -22,7 +22,7 @@ from tests.board_jobs import board, graph, job_text
 from tests.cluster import until
 from tests.test_totals import ASK, added_up, alert, documents_of
 from velocity.io.elastic import deletion, operation
-from velocity.io.elastic_alias import rollback, swap
+from velocity.io.elastic_alias import Swap, reaching_into, replayed, rollback, swap
 from velocity.io.elastic_answers import Verdict, judge
 from velocity.io.elastic_bulk import Bulks, DocumentsUnwritten, Operation, Retry, send
 from velocity.io.elastic_connection import Connection
@@ -583,6 +583,63 @@ def test_a_second_correction_takes_the_place_of_the_first_and_gives_it_back(
     assert found(client, alias) == ["old"]
 
 
+@BOTH
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_swap_hides_what_was_replayed_and_nothing_else(
+    client: Elasticsearch, job: Job, name: str, stream: bool
+) -> None:
+    if stream:
+        job = changed(job, index=f"{name}-stream", data_stream=True)
+    own, alias, minute = setup_of(Graph(job, {})), f"velocity-{name}", 60_000
+
+    def write(to: Job, *documents: Document) -> None:
+        verdicts(client, *(op(to, document, create_only=stream) for document in documents))
+
+    states(client, job)
+    write(job, *(doc(f"m{n}", JANUARY + n * minute) for n in range(3)))
+    for n, prefix in enumerate(("a-", "b-")):
+        other, start = into(job, prefix), JANUARY + n * minute
+        states(client, other, prefix)
+        write(other, doc(f"{prefix}m{n}", start))
+        for _ in range(2):
+            replayed(client, own, prefix, reaching_into(start, start + minute, MARCH))
+        moved = swap(client, own, prefix)
+        assert moved.removed == []
+    both = ["a-m0", "b-m1", "m2"]
+    assert found(client, alias) == both
+    # The live job goes on, in what was replayed and after it.
+    write(job, doc("m0 late", JANUARY), doc("m3", JANUARY + 3 * minute))
+    assert found(client, alias) == [*both, "m3"]
+    for prefix in ("a-", "b-"):
+        assert swap(client, own, prefix) == Swap(alias, [], [], [])
+    # In any order.
+    rollback(client, own, "a-")
+    assert found(client, alias) == ["b-m1", "m0", "m0 late", "m2", "m3"]
+    swap(client, own, "a-")
+    assert found(client, alias) == [*both, "m3"]
+    rollback(client, own, "b-")
+    assert found(client, alias) == ["a-m0", "m1", "m2", "m3"]
+    rollback(client, own, "a-")
+    assert found(client, alias) == ["m0", "m0 late", "m1", "m2", "m3"]
+
+
+def test_what_a_replay_was_to_write_is_known_by_its_windows(
+    client: Elasticsearch, job: Job, name: str
+) -> None:
+    states(client, job)
+    minute = 60_000
+    some = [doc(f"m{n}", JANUARY + n * minute) for n in range(5)]
+    alerts = [replace(each, id=f"alert {each.id}", metric="alerts") for each in some]
+    verdicts(client, *(op(job, document) for document in [*some, *alerts]))
+    stop = JANUARY + 4 * minute
+    query = reaching_into(JANUARY + minute + 1, stop, stop, {"alerts": JANUARY + 3 * minute})
+    wanted = ["alert m1", "alert m2", "m1", "m2", "m3"]
+    assert found(client, f"velocity-{name}", query=query) == wanted
+    query = reaching_into(JANUARY + minute, stop, stop - 1)
+    wanted = ["alert m1", "alert m2", "m1", "m2"]
+    assert found(client, f"velocity-{name}", query=query) == wanted
+
+
 def test_a_replay_corrects_by_a_generation_or_a_swap_and_overwrites_nothing_that_knows_more(
     url: str, client: Elasticsearch, name: str, tmp_path: Path
 ) -> None:
@@ -636,7 +693,7 @@ def test_a_replay_corrects_by_a_generation_or_a_swap_and_overwrites_nothing_that
         id_,
     )
     start = int(datetime.fromisoformat(body["window_start"]).timestamp() * 1000)
-    verdicts(client, op(job, replace(live, window_start=start, window_end=start + 1)))
+    verdicts(client, op(job, replace(live, window_start=start, window_end=start + 86_400_000)))
     replay(text)
     assert read()[id_]["values"] == {"orders": 121}
     said = replay(corrected, "--compare")
@@ -644,14 +701,19 @@ def test_a_replay_corrects_by_a_generation_or_a_swap_and_overwrites_nothing_that
     replay(corrected)
     assert read()[id_]["values"] == {"orders": 121}
 
+    # Of another day of the month, and not replayed.
+    after = int(day[1].timestamp() * 1000) + 60_000
+    verdicts(client, op(job, replace(live, id="after", window_start=after, window_end=after + 1)))
     replay(text, "--into", "corrected-", "--generation", "2")
     assert read()[id_]["values"] == {"orders": 121}
     said = replay(corrected, "--into", "corrected-", "--generation", "3", "--swap")
     assert said.splitlines() == [
         f"{alias} + corrected-{name}-2026.01",
-        f"{alias} - {name}-2026.01",
+        f"{alias} ~ {name}-2026.01",
     ]
-    assert list(differences(wanted_now, read())) == []
+    swapped = read()
+    assert swapped.pop("after")["values"] == {"orders": 121}
+    assert list(differences(wanted_now, swapped)) == []
     done = CliRunner().invoke(app, ["alias", "rollback", str(path), "corrected-"])
     assert done.exit_code == 0, done.output
     assert read()[id_]["values"] == {"orders": 121}
@@ -661,6 +723,7 @@ def test_a_replay_corrects_by_a_generation_or_a_swap_and_overwrites_nothing_that
     assert f"~ {id_}: " in said
     assert "events 121 → 60" in said
     replay(corrected, "--generation", "1")
+    client.delete(index=f"{name}-2026.01", id="after")
     assert list(differences(wanted_now, read())) == []
 
 

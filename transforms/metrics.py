@@ -23,7 +23,7 @@ from apache_beam.transforms.trigger import (
     TriggerFn,
 )
 from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
-from apache_beam.transforms.window import GlobalWindows, IntervalWindow, TimestampedValue
+from apache_beam.transforms.window import GlobalWindows, TimestampedValue
 from apache_beam.typehints import KV
 from apache_beam.utils.timestamp import Duration, Timestamp
 from apache_beam.utils.windowed_value import PaneInfoTiming
@@ -38,6 +38,7 @@ from velocity.transforms.windows import Days, Fixed, Global, Session, Sliding, W
 
 _GATHER_EVERY: Final = timedelta(seconds=10)
 _MOST_EARLY: Final = 100
+_CODEC: Final = "lz4_raw"
 
 
 _Timed = tuple[int, Partial]
@@ -121,7 +122,7 @@ class _PreAggregate(beam.DoFn):
         self._partials.inc(len(reduced))
         for metric, key, time, partial, mean, last in reduced:
             at = Timestamp(micros=time * 1000)
-            value = (last, pickle.dumps(partial)) if self._bounded else (mean, partial)
+            value = (last, _packed(partial)) if self._bounded else (mean, partial)
             yield TaggedOutput(self._tag_of[metric.name], TimestampedValue((key, value), at))
         for cause, some in ((Cause.EXPRESSION_FAILED, failures), (Cause.LATE, late)):
             if some:
@@ -181,18 +182,39 @@ class _Windowed(beam.PTransform):
 
 
 _Packed = tuple[int, bytes]
-"""The time of the last event of a partial result, and the partial result."""
+"""The time of the last event of a partial result, and the partial result, ``_packed``."""
 _Run = tuple[int, int, bytes]
 """The times of the first and the last event of a partial result, and the partial result."""
+
+
+def _packed(partial: Partial) -> bytes:
+    """Pickled and compressed.
+
+    The direct runner decodes and encodes all that it groups, in a single process, and keeps it there
+    until the input ends. Beam's coders take a microsecond for ten numbers; of sets and percentiles
+    LZ4 leaves half.
+
+    >>> _unpacked(_packed((2, (5, 0), [1.5, 2.0])))
+    (2, (5, 0), [1.5, 2.0])
+    """
+    pickled = pickle.dumps(partial)
+    compressed: bytes = pa.compress(pickled, codec=_CODEC, asbytes=True)
+    return b"%d " % len(pickled) + compressed
+
+
+def _unpacked(packed: bytes) -> Partial:
+    size, _, compressed = packed.partition(b" ")
+    pickled = pa.decompress(compressed, int(size), codec=_CODEC, asbytes=True)
+    partial: Partial = pickle.loads(pickled)
+    return partial
 
 
 class _Bounded(beam.PTransform):
     """The documents of bounded partial results, which are on time.
 
     The windows are part of the key: a runner's own, in Python, would take most of a replay's time,
-    and for sessions the square of a key's. Partial results come pickled, each with the time of its
-    last event: the direct runner decodes and encodes all that it groups, in a single process, and
-    Beam's coders take a microsecond for ten numbers.
+    and for sessions the square of a key's. Partial results come ``_packed``, each with the time of
+    its last event.
     """
 
     def __init__(self, window: Window, document: "_ToDocument") -> None:
@@ -233,14 +255,10 @@ class _OfWindow(beam.DoFn):
     def process(self, element: tuple[bytes, Iterable[bytes]]) -> Iterator[Document]:
         keyed, packed = element
         start, _, key = keyed.partition(b" ")
-        partial = self._document.merge(key, map(pickle.loads, packed))
+        partial = self._document.merge(key, map(_unpacked, packed))
         if partial[0]:
-            window = _interval(int(start), self._window.end(int(start)))
+            window = int(start), self._window.end(int(start))
             yield self._document.make(key, partial, window, PaneInfoTiming.ON_TIME)
-
-
-def _interval(start: int, end: int) -> IntervalWindow:
-    return IntervalWindow(Timestamp(micros=start * 1000), Timestamp(micros=end * 1000))
 
 
 class _WithTime(beam.DoFn):
@@ -270,7 +288,7 @@ class _Sessions(beam.DoFn):
                 yield from self._made(key, session, start, last)
                 session = []
             start, last = (start, max(last, until)) if session else (first, until)
-            session.append(pickle.loads(packed))
+            session.append(_unpacked(packed))
         yield from self._made(key, session, start, last)
 
     def _made(
@@ -278,11 +296,17 @@ class _Sessions(beam.DoFn):
     ) -> Iterator[Document]:
         partial = self._document.merge(key, session)
         if partial[0]:
-            window = _interval(start, last + self._gap)
+            window = start, last + self._gap
             yield self._document.make(key, partial, window, PaneInfoTiming.ON_TIME)
 
 
 _Pane = tuple[bytes, Iterable[_Timed]]
+_Ends = tuple[int, int]
+"""Of a window: epoch milliseconds."""
+
+
+def _ends(window: Any) -> _Ends:
+    return window.start.micros // 1000, window.end.micros // 1000
 
 
 class _WholePane(beam.DoFn):
@@ -303,7 +327,7 @@ class _WholePane(beam.DoFn):
         key, timed = pane
         partial = self._document.merge(key, (partial for _, partial in timed))
         if partial[0]:
-            made = self._document.make(key, partial, window, info.timing)
+            made = self._document.make(key, partial, _ends(window), info.timing)
             # Which of its events are new only the pane at the end of the session tells: all.
             on_time = info.timing == PaneInfoTiming.ON_TIME
             yield replace(made, due=made.window_end) if on_time else made
@@ -346,7 +370,7 @@ class _PaneByPane(beam.DoFn):
             # Flink's on-time pane comes even if nothing is new; it says that the window is complete
             partial = before or (0,)
         if partial[0] and (self._show_early or info.timing != PaneInfoTiming.EARLY):
-            made = self._document.make(key, partial, window, info.timing)
+            made = self._document.make(key, partial, _ends(window), info.timing)
             if info.timing == PaneInfoTiming.ON_TIME and not self._show_early:
                 yield replace(made, due=made.window_end)
             else:
@@ -376,11 +400,11 @@ class _ToDocument:
         name, *_ = json.loads(key)
         return merge(self._aggregates[name], partials)
 
-    def make(self, key: bytes, partial: Partial, window: Any, timing: int) -> Document:
+    def make(self, key: bytes, partial: Partial, window: _Ends, timing: int) -> Document:
         name, *dimensions = json.loads(key)
         metric = self._metrics[name]
         events, *states = partial
-        start, end = window.start.micros // 1000, window.end.micros // 1000
+        start, end = window
         if isinstance(metric.window, Days):  # Beam's window is that of the stamp
             [start] = metric.window.starts(end - 1)
         elif isinstance(metric.window, Global):  # Beam's goes beyond what can be written

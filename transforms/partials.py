@@ -152,9 +152,13 @@ class PreAggregation:
         arrays |= dict(zip(columns.schema.names, columns.columns, strict=True))
         times = arrays[self._event_time].view(pa.int64())
         lateness = Lateness(times, watermarks_of(rows).view(pa.int64()))
+        keys = {
+            column: _encoded(arrays[column])
+            for column in dict.fromkeys(c for metric in self.metrics for c in metric.by)
+        }
         partials: list[Reduced] = []
         for metric in self.metrics:
-            partials += self._reduce(metric, arrays, times, lateness, spanning=spanning)
+            partials += self._reduce(metric, arrays, keys, times, lateness, spanning=spanning)
         late = [(int(positions[row]), error) for row, error in lateness.errors()]
         return Reduction(partials, failures, late)
 
@@ -162,6 +166,7 @@ class PreAggregation:
         self,
         metric: Metric,
         arrays: Mapping[str, pa.Array],
+        encoded: Mapping[str, pa.DictionaryArray],
         times: pa.Array,
         lateness: Lateness,
         *,
@@ -170,10 +175,11 @@ class PreAggregation:
         calls = self._calls[metric.name]
         always = pa.repeat(True, len(times))  # what count() counts
         values = [arrays.get(call.expression or "", always) for call in calls]
-        keys = [arrays[column] for column in metric.by]
+        keys = [encoded[column] for column in metric.by]
         names = [f"k{i}" for i in range(len(keys))]
         table = pa.table(
-            [*keys, *values, times], [*names, *(f"v{i}" for i in range(len(values))), "t"]
+            [*(key.indices for key in keys), *values, times],
+            [*names, *(f"v{i}" for i in range(len(values))), "t"],
         )
         wanted = lateness.admitted(metric, arrays[metric.where] if metric.where else None)
         if wanted is not None:
@@ -181,7 +187,8 @@ class PreAggregation:
         if not table.num_rows:
             return
         table = table.combine_chunks()
-        table = table.append_column("slice", _slices(metric.window, table, names))
+        sizes = [len(key.dictionary) for key in keys]
+        table = table.append_column("slice", _slices(metric.window, table, names, sizes))
         instants = table["t"].combine_chunks()
         reductions = [
             aggregate.reduce(table[f"v{i}"].combine_chunks(), instants)
@@ -206,18 +213,20 @@ class PreAggregation:
             )
             for i, reduction in enumerate(reductions)
         ]
-        yield from _put_out(metric, grouped, names, states, spanning=spanning)
+        dimensions = [
+            _decoded(grouped[name], key.dictionary) for name, key in zip(names, keys, strict=True)
+        ]
+        yield from _put_out(metric, grouped, dimensions, states, spanning=spanning)
 
 
 def _put_out(
     metric: Metric,
     grouped: pa.Table,
-    names: Sequence[str],
+    dimensions: Sequence[Sequence[Any]],
     states: Sequence[Sequence[Any]],
     *,
     spanning: bool,
 ) -> Iterator[Reduced]:
-    dimensions = [_json_values(grouped[name]) for name in names]
     firsts, lasts = grouped["t_min"].to_pylist(), grouped["t_max"].to_pylist()
     at = firsts
     if isinstance(metric.window, Days):
@@ -236,6 +245,8 @@ def _put_out(
 def merge(aggregates: Sequence[Aggregate], partials: Iterable[Partial]) -> Partial:
     """One partial result for several of the same metric and key."""
     partials = list(partials)
+    if len(partials) == 1:
+        return partials[0]
     events = sum(partial[0] for partial in partials)
     merged: list[Any] = []
     for i, aggregate in enumerate(aggregates, start=1):
@@ -247,25 +258,46 @@ def merge(aggregates: Sequence[Aggregate], partials: Iterable[Partial]) -> Parti
 _DUMPS: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
-def _json_values(column: pa.ChunkedArray) -> list[Any]:
+def _encoded(column: pa.Array) -> pa.DictionaryArray:
+    """A key's column as numbers, null one of them: all metrics group by these, which is cheaper."""
+    return column.dictionary_encode(null_encoding="encode")
+
+
+def _decoded(codes: pa.ChunkedArray, dictionary: pa.Array) -> list[Any]:
+    """What numbers stand for, as JSON has it.
+
+    >>> cities = _encoded(pa.array(["Solo", None, "Solo"]))
+    >>> _decoded(pa.chunked_array([cities.indices]), cities.dictionary)
+    ['Solo', None, 'Solo']
+    """
+    used, which = np.unique(codes.to_numpy(), return_inverse=True)
+    values = _json_values(dictionary.take(pa.array(used)))
+    return [values[i] for i in which.tolist()]
+
+
+def _json_values(column: pa.Array) -> list[Any]:
     if column.type == TIMESTAMP:
         millis = column.cast(pa.int64()).to_pylist()
         return [None if value is None else rfc3339(value) for value in millis]
     if pa.types.is_decimal(column.type):
-        return texts(column.combine_chunks())
+        return texts(column)
     values: list[Any] = column.to_pylist()
     return values
 
 
-def _slices(window: Window, table: pa.Table, names: Sequence[str]) -> pa.Array:
+def _slices(
+    window: Window, table: pa.Table, names: Sequence[str], sizes: Sequence[int]
+) -> pa.Array:
+    """``names`` are of the keys' columns, whose numbers are below ``sizes``."""
     times = table["t"].combine_chunks().to_numpy()
     if not isinstance(window, Session):
         return pa.array(window.slices(times))
-    keys = np.zeros(len(times), np.int64)
-    for name in names:
-        column = table[name].combine_chunks().dictionary_encode(null_encoding="encode")
-        keys = keys * len(column.dictionary) + column.indices.to_numpy()
-        keys = np.unique(keys, return_inverse=True)[1]  # small again, or the product overflows
+    keys, most = np.zeros(len(times), np.int64), 1
+    for name, size in zip(names, sizes, strict=True):
+        if most * size >= 1 << 62:
+            keys = np.unique(keys, return_inverse=True)[1]  # small again
+            most = len(keys)
+        keys, most = keys * size + table[name].to_numpy(), most * size
     return pa.array(window.runs(keys, times))
 
 

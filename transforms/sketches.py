@@ -5,12 +5,14 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from itertools import chain, pairwise
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasketches import hll_sketch, hll_union, tgt_hll_type
 
 from velocity.io.records import TIMESTAMP
@@ -39,11 +41,15 @@ class Distinct:
         if pa.types.is_decimal(values.type):
             values = pa.array(texts(values), pa.string())
 
-        def states(lists: pa.Array) -> list[Any]:
-            found = ([v for v in values if v is not None] for values in lists.to_pylist())
-            return [self._state(values) if values else None for values in found]
+        # Groups are made of numbers, and each value becomes an object of Python's once.
+        encoded = values.dictionary_encode()
+        objects = np.array([*encoded.dictionary.to_pylist(), None], object)
 
-        return Reduction([(values, "distinct")], states)
+        def states(lists: pa.ListArray) -> list[Any]:
+            found = (some.tolist() for some in _objects(lists, objects))
+            return [self._state(some) if some else None for some in found]
+
+        return Reduction([(encoded.indices, "distinct")], states)
 
     def merge(self, states: Sequence[frozenset[Any] | bytes]) -> frozenset[Any] | bytes:
         sets = [state for state in states if isinstance(state, frozenset)]
@@ -137,7 +143,8 @@ class Percentile:
         return self._middle(bucket)
 
     def _index(self, n: int) -> int:
-        return math.ceil(Fraction(str(self.rank)) * n / 100) - 1
+        over, under = _share(self.rank)
+        return -(-over * n // under) - 1
 
     def _state(self, values: npt.NDArray[np.float64]) -> list[float] | dict[int, int]:
         return values.tolist() if len(values) <= self.exact else self._histogram(values)
@@ -163,11 +170,34 @@ class Percentile:
         return (1 + self.error) / (1 - self.error)
 
 
+@cache
+def _share(rank: float) -> tuple[int, int]:
+    """A rank of a hundred, exact as it is written.
+
+    >>> _share(99.9)
+    (999, 1000)
+    """
+    return (Fraction(str(rank)) / 100).as_integer_ratio()
+
+
 def _floats(lists: pa.ListArray) -> Iterator[npt.NDArray[np.float64]]:
     """What is in each list, without nulls."""
     values = lists.values.cast(pa.float64(), safe=False)  # whole numbers to the nearest
-    array = values.to_numpy(zero_copy_only=False)
     there = values.is_valid().to_numpy(zero_copy_only=False) if values.null_count else None
+    return _split(lists, values.to_numpy(zero_copy_only=False), there)
+
+
+def _objects(lists: pa.ListArray, objects: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+    """What the numbers in each list stand for, without nulls; the last object is of null."""
+    codes = lists.values
+    there = codes.is_valid().to_numpy(zero_copy_only=False) if codes.null_count else None
+    return _split(lists, objects[pc.fill_null(codes, len(objects) - 1).to_numpy()], there)
+
+
+def _split(
+    lists: pa.ListArray, array: npt.NDArray[Any], there: npt.NDArray[np.bool_] | None
+) -> Iterator[npt.NDArray[Any]]:
+    """An array as lists divide it; what is not ``there`` left out."""
     for start, stop in pairwise(lists.offsets.to_pylist()):
         some = array[start:stop]
         yield some if there is None else some[there[start:stop]]

@@ -1,0 +1,126 @@
+"""Laws of the states that a worker holds: as many as are at hand, and never another value for it."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import apache_beam as beam
+import pytest
+from apache_beam.coders import BytesCoder, FastPrimitivesCoder
+from apache_beam.coders.coders import GlobalWindowCoder
+from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
+from apache_beam.runners.worker import bundle_processor
+from apache_beam.testing.util import assert_that, equal_to
+from apache_beam.transforms.userstate import (
+    BagStateSpec,
+    CombiningValueStateSpec,
+    ReadModifyWriteStateSpec,
+)
+from apache_beam.transforms.window import GlobalWindow
+from hypothesis import given
+from hypothesis import strategies as st
+
+from velocity.runners.stack_worker_states import BoundedStates, bound_states
+
+LAST = ReadModifyWriteStateSpec("last", FastPrimitivesCoder())
+ALL = BagStateSpec("all", FastPrimitivesCoder())
+WINDOW = GlobalWindow()
+
+
+class Runner:
+    """What a runner keeps of states, in the bytes of their coder."""
+
+    def __init__(self) -> None:
+        self.kept: dict[bytes, list[bytes]] = {}
+
+    def blocking_get(self, key: Any, coder: Any) -> Iterator[Any]:
+        return (coder.decode(value) for value in self.kept.get(key.SerializeToString(), []))
+
+    def extend(self, key: Any, coder: Any, values: Any) -> Any:
+        kept = self.kept.setdefault(key.SerializeToString(), [])
+        kept += [coder.encode(value) for value in values]
+        return self
+
+    def clear(self, key: Any) -> Any:
+        self.kept.pop(key.SerializeToString(), None)
+        return self
+
+    def get(self) -> None:
+        """A write is done at once."""
+
+
+def states(runner: Runner, most: int) -> BoundedStates:
+    made = BoundedStates(runner, "step", BytesCoder(), GlobalWindowCoder())
+    made.most = most
+    return made
+
+
+touches = st.tuples(
+    st.sampled_from([b"a", b"b", b"c", b"d", b"e"]),
+    st.sampled_from(["write", "add", "clear", "both"]),
+    st.integers(0, 9),
+)
+
+
+@given(st.lists(touches, max_size=60), st.integers(0, 6), st.integers(1, 7))
+def test_every_key_has_the_values_that_it_would_have_without_a_bound(
+    calls: list[tuple[bytes, str, int]], most: int, a_bundle: int
+) -> None:
+    runner = Runner()
+    wanted: dict[bytes, tuple[int | None, list[int]]] = {key: (None, []) for key, _, _ in calls}
+    for start in range(0, len(calls), a_bundle):
+        context = states(runner, most)
+        for key, what, value in calls[start : start + a_bundle]:
+            # Both handles first, as a DoFn gets them before it runs.
+            last = context.get_state(LAST, key, WINDOW)
+            all_ = context.get_state(ALL, key, WINDOW)
+            assert (last.read(), sorted(all_.read())) == (wanted[key][0], sorted(wanted[key][1]))
+            newest, several = wanted[key]
+            if what in ("write", "both"):
+                last.write(newest := value)
+            if what in ("add", "both"):
+                all_.add(value)
+                several = [*several, value]
+            if what == "clear":
+                all_.clear()
+                several = []
+            wanted[key] = newest, several
+            assert len(context._all_states) <= most + 2
+        context.commit()
+        context.reset()
+
+
+class Count(beam.DoFn):
+    SEEN = CombiningValueStateSpec("seen", FastPrimitivesCoder(), beam.combiners.CountCombineFn())
+
+    def process(
+        self,
+        element: tuple[str, int],
+        seen: Any = beam.DoFn.StateParam(SEEN),  # noqa: B008
+    ) -> Iterator[tuple[str, int]]:
+        seen.add(1)
+        yield element[0], seen.read()
+
+
+def test_beam_runs_a_pipeline_with_bounded_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: Counter[int] = Counter()
+
+    class Watched(BoundedStates):
+        most = 10
+
+        def get_state(self, *args: Any) -> Any:
+            found = super().get_state(*args)
+            held[len(self._all_states)] += 1
+            return found
+
+    monkeypatch.setattr(bundle_processor, "FnApiUserStateContext", None)  # and back in the end
+    bound_states()
+    assert bundle_processor.FnApiUserStateContext is BoundedStates
+    monkeypatch.setattr(bundle_processor, "FnApiUserStateContext", Watched)
+    events = [(f"key {n % 100}", n) for n in range(300)]
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        counted = pipeline | beam.Create(events) | beam.ParDo(Count())
+        wanted = [(f"key {n}", count) for n in range(100) for count in (1, 2, 3)]
+        assert_that(counted, equal_to(wanted))
+    assert sum(held.values()) == 300
+    assert max(held) == 10
