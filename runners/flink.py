@@ -207,12 +207,14 @@ def pipeline_options(
 
 
 def configuration(options: FlinkOptions) -> dict[str, str | int | bool]:
-    """Flink's own keys for the job; nothing where the cluster's shall hold.
+    """Flink's own keys for the job, besides which the cluster's hold.
 
     >>> configuration(FlinkOptions(restart_attempts=0))
-    {'restart-strategy.type': 'none'}
+    {'pipeline.operator-chaining.enabled': False, 'restart-strategy.type': 'none'}
     """
-    keys: dict[str, str | int | bool] = {}
+    # Flink makes an operator's id of what it is chained with. What always has one subtask, such as an
+    # Impulse, is chained only where the job has one too: a savepoint of that fitted no other.
+    keys: dict[str, str | int | bool] = {"pipeline.operator-chaining.enabled": False}
     none = (
         options.restart_attempts is None and options.master == LOCAL
     )  # who tries out wants to know

@@ -211,9 +211,8 @@ def serving(
         keys = configuration(options)
         if where.local:  # by default it keeps checkpoints in memory, and fails from 5 MB on
             keys["state.checkpoints.dir"] = (own / "checkpoints").as_uri()
-        if keys:
-            (own / "config.yaml").write_text(yaml.safe_dump(keys))
-            command += ["--flink-conf-dir", temporary]
+        (own / "config.yaml").write_text(yaml.safe_dump(keys))
+        command += ["--flink-conf-dir", temporary]
         report("starting the job server")
         with job_server(command, own / "log") as endpoint:
             portable.job_endpoint = endpoint

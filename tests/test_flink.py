@@ -111,6 +111,9 @@ def test_beam_reads_our_options_as_they_are_meant() -> None:
     assert int(portable.sdk_worker_parallelism) == 2
 
 
+UNCHAINED = {"pipeline.operator-chaining.enabled": False}
+
+
 def test_the_groups_of_keys_are_the_same_for_every_parallelism() -> None:
     for parallelism in (1, 100):
         given = FlinkOptions(parallelism=parallelism)
@@ -146,12 +149,15 @@ def test_users_options_win() -> None:
     assert chosen.view_as(DebugOptions).experiments == ["x"]
 
 
-def test_the_cluster_s_own_settings_hold_where_nothing_is_given() -> None:
-    assert configuration(FlinkOptions()) == {}
+def test_the_cluster_s_own_settings_hold_where_nothing_is_given_but_ids_of_any_parallelism() -> (
+    None
+):
+    assert configuration(FlinkOptions()) == UNCHAINED
 
 
 def test_a_failure_ends_a_local_run_unless_told_otherwise() -> None:
-    assert configuration(FlinkOptions(master="local")) == {"restart-strategy.type": "none"}
+    none = {"restart-strategy.type": "none"}
+    assert configuration(FlinkOptions(master="local")) == UNCHAINED | none
     given = configuration(FlinkOptions(master="local", restart_attempts=2))
     assert given["restart-strategy.type"] == "fixed-delay"
 
@@ -160,7 +166,7 @@ def test_restarts_and_state_are_said_in_flink_s_keys() -> None:
     given = FlinkOptions(
         restart_attempts=3, restart_delay=timedelta(seconds=2), state_backend="rocksdb"
     )
-    assert configuration(given) == {
+    assert configuration(given) == UNCHAINED | {
         "restart-strategy.type": "fixed-delay",
         "restart-strategy.fixed-delay.attempts": 3,
         "restart-strategy.fixed-delay.delay": "2000 ms",
