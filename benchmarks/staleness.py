@@ -82,6 +82,7 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=1_000, help="events a second")
     parser.add_argument("--early", type=int, nargs="+", default=[1, 10], help="of the metrics")
     parser.add_argument("--checkpoint", type=float, default=10, help="seconds between them")
+    parser.add_argument("--wait", type=float, default=180, help="seconds at most, for the last")
     given = parser.parse_args()
     stack = read_state(state_folder())
     where = {name.upper(): stack.address(name) for name in ("kafka", "elasticsearch")}
@@ -106,7 +107,9 @@ def main() -> int:
         )
         sender.start()
         sender.join()
-        time.sleep(max(given.early) + given.checkpoint + 10)
+        deadline = time.monotonic() + given.wait
+        while not all_there(graph, sent[0]) and time.monotonic() < deadline:
+            time.sleep(1)
     finally:
         job.flink.cancel(job.id)
     whole = True
@@ -118,6 +121,15 @@ def main() -> int:
     whole &= len(found) == sent[0]
     print(ages(f"archive, checkpoint every {given.checkpoint:g} s", found))
     return 0 if whole else 1
+
+
+def all_there(graph: Graph, events: int) -> bool:
+    with graph.elasticsearch.open() as client:
+        if not client.indices.exists(index=graph.job.job):
+            return False
+        client.indices.refresh(index=graph.job.job)
+        documents = client.count(index=graph.job.job)["count"]
+    return documents == events * len(graph.job.metrics) and len(list(archived(graph))) == events
 
 
 def of_documents(graph: Graph, metric: str) -> Iterator[float]:

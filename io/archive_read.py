@@ -171,28 +171,26 @@ class _Read(beam.DoFn):
     def _parts(self, file: ArchiveFile) -> Iterator[pa.Table]:
         """A file's row groups that hold events of the time, as tables of one schema."""
         with open_parquet(file.path) as opened:
+            if self._schema is None:
+                names = [*MESSAGES.names, EVENT_TIME]
+            else:
+                there = set(opened.schema_arrow.names)
+                names = [*(name for name in self._schema.names if name in there), "_offset"]
             for group in groups(opened, file.path, self._between):
-                if self._schema is None:
-                    names = [*MESSAGES.names, EVENT_TIME]
-                    table = opened.read_row_group(group, names, use_threads=False)
-                    yield self._between.rows(table, EVENT_TIME)
-                else:
-                    wanted = [n for n in self._schema.names if n in opened.schema_arrow.names]
-                    # One thread: each core has a worker of its own.
-                    names = [*wanted, "_offset"]
-                    table = opened.read_row_group(group, names, use_threads=False)
-                    table = self._between.rows(table, self._event_time)
-                    yield rows_of(table, file, self._schema)
+                # One thread: each core has a worker of its own.
+                table = opened.read_row_group(group, names, use_threads=False)
+                table = self._between.rows(table, self._event_time)
+                yield table if self._schema is None else rows_of(table, file, self._schema)
 
 
 def groups(opened: pq.ParquetFile, path: str, between: Between) -> Iterator[int]:
     """The row groups that may hold events of the time, by their statistics."""
-    name = (opened.schema_arrow.metadata or {}).get(EVENT_TIME_KEY, b"").decode()
-    if name not in opened.schema_arrow.names:
+    schema = opened.schema_arrow
+    name = (schema.metadata or {}).get(EVENT_TIME_KEY, b"").decode()
+    if name not in schema.names:
         raise ArchiveError(f"{path} does not say which column is the event time; remove it")
-    column = opened.schema_arrow.names.index(name)
     leaves = [opened.schema.column(i).path.split(".")[0] for i in range(len(opened.schema))]
-    leaf = leaves.index(opened.schema_arrow.names[column])
+    leaf = leaves.index(name)
     for group in range(opened.num_row_groups):
         statistics = opened.metadata.row_group(group).column(leaf).statistics
         if (

@@ -150,10 +150,25 @@ def run(
                 stop.append(result.cancel)
                 result.wait_until_finish()
             except Exception as error:
+                if (own := of_a_worker(error)) is not None:
+                    raise JobFailed(own) from error
                 if (said := discreet(error)) is None:
                     raise
                 raise JobFailed(f"{graph.job.job} failed{said}") from error
             return counters_of(result)
+
+
+def of_a_worker(error: BaseException) -> str | None:
+    """The text of an error of Velocity's own that came from a worker process, as a trace; else None.
+
+    >>> of_a_worker(RuntimeError("Traceback (most recent call last):\\n  File a.py\\nvelocity.io.x.No: why"))
+    'why'
+    >>> of_a_worker(RuntimeError("Traceback (most recent call last):\\n  File a.py\\nKeyError: 0817"))
+    """
+    if "Traceback (most recent call last)" not in str(error):
+        return None
+    kind, _, text = root_cause(str(error)).partition(": ")
+    return text if kind.startswith("velocity.") else None
 
 
 def discreet(error: BaseException) -> str | None:
