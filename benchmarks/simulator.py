@@ -45,13 +45,14 @@ def main() -> int:
         echoes=arguments.echoes,
         sns=arguments.sns,
     )
-    ended, seen = threading.Event(), [(time.monotonic(), in_topics(kafka))]
+    consumer = Consumer({"bootstrap.servers": kafka, "group.id": "velocity-benchmark"})
+    ended, seen = threading.Event(), [(time.monotonic(), in_topics(consumer))]
 
     def look() -> None:
         while not ended.wait(1.0):
-            seen.append((time.monotonic(), in_topics(kafka)))
+            seen.append((time.monotonic(), in_topics(consumer)))
 
-    looking = threading.Thread(target=look)
+    looking = threading.Thread(target=look, daemon=True)  # so that Ctrl-C ends it too
     looking.start()
     before, began = processor_time(broker), time.monotonic()
     try:
@@ -62,9 +63,7 @@ def main() -> int:
     seconds, of_broker = time.monotonic() - began, processor_time(broker) - before
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     of_senders, n = used.ru_utime + used.ru_stime, produced.messages
-    steps = [
-        (m - n) / (t - s) for (s, n), (t, m) in pairwise(seen) if m > n
-    ]  # fmt: skip
+    steps = [(to - since) / (t - s) for (s, since), (t, to) in pairwise(seen) if to > since]
     print(f"{n:,} events in {seconds:.1f} s, starting included: {n / seconds:,.0f}/s")
     print(
         f"in a second of it, once sending: {median(steps):,.0f} (median), {max(steps):,.0f} at most"
@@ -75,20 +74,16 @@ def main() -> int:
     return 0
 
 
-def in_topics(kafka: str) -> int:
+def in_topics(consumer: Consumer) -> int:
     """How many messages the four topics have."""
-    consumer = Consumer({"bootstrap.servers": kafka, "group.id": "velocity-benchmark"})
-    try:
-        topics = consumer.list_topics(timeout=30).topics
-        places = [
-            TopicPartition(domain.topic, number)
-            for domain in DOMAINS.values()
-            if domain.topic in topics
-            for number in topics[domain.topic].partitions
-        ]
-        return sum(consumer.get_watermark_offsets(place, timeout=30)[1] for place in places)
-    finally:
-        consumer.close()
+    topics = consumer.list_topics(timeout=30).topics
+    places = [
+        TopicPartition(domain.topic, number)
+        for domain in DOMAINS.values()
+        if domain.topic in topics
+        for number in topics[domain.topic].partitions
+    ]
+    return sum(consumer.get_watermark_offsets(place, timeout=30)[1] for place in places)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from velocity.runners import stack_components
 from velocity.runners.stack_components import NAMES, PORTS, SETTINGS, Machine, Settings, check_kept
@@ -225,6 +227,15 @@ def test_the_jvm_gets_the_memory_that_flink_counts_with() -> None:
         if not key.endswith(".min")
     )
     assert counted == memory.total
+
+
+@given(st.integers(1, 64))
+def test_each_slot_has_room_for_the_classes_of_a_job_and_for_the_buffers_of_rocksdb(
+    slots: int,
+) -> None:
+    memory = TaskManagerMemory.of(slots)
+    assert memory.metaspace >= 65 + 31 * slots  # 157 MB were seen with three jobs
+    assert memory.managed == 96 * slots
 
 
 def test_a_task_manager_finds_its_own_name_in_its_configuration(tmp_path: Path) -> None:
