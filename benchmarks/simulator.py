@@ -12,10 +12,11 @@ import resource
 import sys
 import threading
 import time
+from contextlib import suppress
 from itertools import pairwise
 from statistics import median
 
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from soak import processor_time  # beside this file
 
 from velocity.pipelines.domains import DOMAINS
@@ -50,7 +51,8 @@ def main() -> int:
 
     def look() -> None:
         while not ended.wait(1.0):
-            seen.append((time.monotonic(), in_topics(consumer)))
+            with suppress(KafkaException):  # of a topic that is just being made
+                seen.append((time.monotonic(), in_topics(consumer)))
 
     looking = threading.Thread(target=look, daemon=True)  # so that Ctrl-C ends it too
     looking.start()
