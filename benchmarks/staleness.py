@@ -39,7 +39,7 @@ from velocity.runners.stack_state import read_state
 JOB = """\
 job: NAME
 source: {kafka: {bootstrap_servers: "${KAFKA}", topics: [NAME]}, event_time: at, disorder: 5s}
-fields: {at: timestamp, order: string, city: string}
+fields: {at: timestamp_ms, order: string, city: string}
 metrics:
 METRICS
 sinks: {elasticsearch: {url: "${ELASTICSEARCH}", index: "NAME"}}
@@ -90,7 +90,7 @@ def main() -> int:
         print("no stack is up: velocity stack up", file=sys.stderr)
         return 1
     environment = {name: str(address) for name, address in where.items()}
-    name, folder = f"staleness-{int(time.time())}", Path(tempfile.mkdtemp(prefix="staleness-"))
+    name, folder = f"staleness_{int(time.time())}", Path(tempfile.mkdtemp(prefix="staleness-"))
     metrics = "".join(METRIC.replace("EARLY", str(early)) for early in given.early)
     text = JOB.replace("METRICS\n", metrics).replace("NAME", name).replace("FOLDER", str(folder))
     graph = Graph(parse(text.encode(), "job.yaml").job, environment)
