@@ -219,25 +219,6 @@ def serving(
             yield
 
 
-@contextmanager
-def shared_job_server(
-    options: FlinkOptions, report: Report = lambda message: None
-) -> Iterator[Sequence[str]]:
-    """Within, one job server takes all jobs submitted with the Beam options that this gives.
-
-    The jobs' files are its own, so all of them must have ended before it does. Raises as ``submit``.
-    """
-    where = target(options, read_state(state_folder()))
-    pipeline = beam.Pipeline(
-        options=PipelineOptions(pipeline_options(options, where, "", bounded=False))
-    )
-    with (
-        TemporaryDirectory(prefix="velocity-artifacts-") as artifacts,
-        serving(options, where, pipeline, Path(artifacts), report),
-    ):
-        yield [f"--job_endpoint={pipeline.options.view_as(PortableOptions).job_endpoint}"]
-
-
 def await_running(
     flink: Flink,
     name: str,

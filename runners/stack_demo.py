@@ -27,7 +27,7 @@ from velocity.runners.demo import show_differences
 from velocity.runners.embedded import DirectoryService
 from velocity.runners.flink import FlinkOptions
 from velocity.runners.flink_rest import Flink
-from velocity.runners.flink_submit import quiet, shared_job_server, submit
+from velocity.runners.flink_submit import quiet, submit
 from velocity.runners.simulated_sns import Ingress, SimulatedSns, publishing
 from velocity.runners.stack_errors import StackError
 from velocity.runners.stack_state import StackState
@@ -135,14 +135,12 @@ class StackDemo:
                 highlight=False,
                 soft_wrap=True,
             )
-            # One for all: each would take a dozen seconds of a core to start.
-            own = stack.enter_context(shared_job_server(FlinkOptions(master=self._rest)))
             started = stack.enter_context(self._cancelling(flink))
-            self._start(self._whole.enrichment, environ, started, client, own)
+            self._start(self._whole.enrichment, environ, started, client)
             publisher = stack.enter_context(publishing(sns, ingress.port, self._rate))
             self._await_enriched()  # an empty partition would be idle, and what comes then late
             for job in self._whole.counting:
-                self._start(job, environ, started, client, own)
+                self._start(job, environ, started, client)
             topics = self._whole.topics
             expected = {
                 job.job: wanted(job, self._scenario, known, topics) for job in self._whole.plain
@@ -193,12 +191,7 @@ class StackDemo:
             self._console.print(f"{len(started)} jobs cancelled")
 
     def _start(
-        self,
-        job: Job,
-        environ: Mapping[str, str],
-        started: list[str],
-        client: Elasticsearch,
-        own: Sequence[str],
+        self, job: Job, environ: Mapping[str, str], started: list[str], client: Elasticsearch
     ) -> None:
         graph = Graph(job, environ)
         if job.sinks.elasticsearch:
@@ -206,7 +199,7 @@ class StackDemo:
                 pass
         options = FlinkOptions(master=self._rest, parallelism=1)
         with quiet(), self._console.status(f"{job.job}: starting") as status:
-            running = submit(graph, options, own, report=status.update)
+            running = submit(graph, options, [], report=status.update)
         started.append(running.id)
         self._console.print(f"{job.job} runs, id {running.id}", highlight=False)
 
