@@ -136,6 +136,7 @@ def _kill(server: str) -> Kind:
         send(process, signal.SIGKILL, living_processes)
         if server != WORKER:  # Flink itself starts another one
             time.sleep(rng.uniform(0, 5))
+            until(lambda: identify(process.pid) != process, PATIENCE)  # or it seems to be up
             world.up(SERVERS[server])
         return at
 

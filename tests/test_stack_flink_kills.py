@@ -11,6 +11,7 @@ import pytest
 from tests.cluster import Cluster, until
 from tests.flink_jobs import Case, values_of
 from velocity.runners.demo import JOB
+from velocity.runners.stack_process import identify
 from velocity.runners.stack_state import read_state
 
 pytestmark = [pytest.mark.stack, pytest.mark.usefixtures("no_job_is_left")]
@@ -60,6 +61,7 @@ def test_a_killed_python_worker_and_a_killed_task_manager_lose_and_double_nothin
     [manager] = [server for server in servers if server.name == "taskmanager-1"]
     assert case.producing  # both are killed in mid-run
     os.kill(manager.process.pid, signal.SIGKILL)
+    until(lambda: identify(manager.process.pid) != manager.process)  # it takes seconds to die
     cluster("stack", "up", "flink")
     until(lambda: cluster.flink.restarts(job) >= 2)
     case.await_all()
