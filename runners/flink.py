@@ -207,14 +207,12 @@ def pipeline_options(
 
 
 def configuration(options: FlinkOptions) -> dict[str, str | int | bool]:
-    """Flink's own keys for the job, besides which the cluster's hold.
+    """Flink's own keys for the job; nothing where the cluster's shall hold.
 
     >>> configuration(FlinkOptions(restart_attempts=0))
-    {'pipeline.operator-chaining.enabled': False, 'restart-strategy.type': 'none'}
+    {'restart-strategy.type': 'none'}
     """
-    # Flink makes an operator's id of what it is chained with. What always has one subtask, such as an
-    # Impulse, is chained only where the job has one too: a savepoint of that fitted no other.
-    keys: dict[str, str | int | bool] = {"pipeline.operator-chaining.enabled": False}
+    keys: dict[str, str | int | bool] = {}
     none = (
         options.restart_attempts is None and options.master == LOCAL
     )  # who tries out wants to know

@@ -56,6 +56,12 @@ What Flink tells of one job may be as old as its ``web.refresh-interval``, 3 s; 
 
 _LACKS_SLOTS: Final = "Could not acquire the minimum required resources"
 
+_NOT_AVAILABLE: Final = "because the operator is not available in the new program"
+_REMEDY: Final = (
+    " (A job with one subtask does not resume as one with several, nor the other way: Flink's ids"
+    " of operators depend on it. Give a --parallelism of 1 if it had 1, else of 2 or more.)"
+)
+
 Report = Callable[[str], None]
 """Told of progress."""
 
@@ -211,8 +217,9 @@ def serving(
         keys = configuration(options)
         if where.local:  # by default it keeps checkpoints in memory, and fails from 5 MB on
             keys["state.checkpoints.dir"] = (own / "checkpoints").as_uri()
-        (own / "config.yaml").write_text(yaml.safe_dump(keys))
-        command += ["--flink-conf-dir", temporary]
+        if keys:
+            (own / "config.yaml").write_text(yaml.safe_dump(keys))
+            command += ["--flink-conf-dir", temporary]
         report("starting the job server")
         with job_server(command, own / "log") as endpoint:
             portable.job_endpoint = endpoint
@@ -250,6 +257,7 @@ def await_running(
             waits_for = "Flink to take the job"
         elif failures and (job.ended or not for_slots):
             why = f"{failures[0].cause}: {_slots(flink)}" if for_slots else failures[0].cause
+            why += _REMEDY if _NOT_AVAILABLE in why else ""
             raise JobFailed(f"{name} failed as it started: {why}")
         elif job.ended:
             if job.state == "FINISHED":

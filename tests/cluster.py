@@ -103,9 +103,13 @@ class Pace:
 
 def until(condition: Callable[[], bool], seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    while True:
+        began = time.monotonic()
+        if condition():
+            return
+        asked = time.monotonic()
+        assert asked < deadline
+        time.sleep(max(0.1, 2 * (asked - began)))  # what is dear to ask is not asked all the time
 
 
 def interrupt(run: subprocess.Popen[bytes], within: float = 120) -> int:

@@ -111,9 +111,6 @@ def test_beam_reads_our_options_as_they_are_meant() -> None:
     assert int(portable.sdk_worker_parallelism) == 2
 
 
-UNCHAINED = {"pipeline.operator-chaining.enabled": False}
-
-
 def test_the_groups_of_keys_are_the_same_for_every_parallelism() -> None:
     for parallelism in (1, 100):
         given = FlinkOptions(parallelism=parallelism)
@@ -149,15 +146,13 @@ def test_users_options_win() -> None:
     assert chosen.view_as(DebugOptions).experiments == ["x"]
 
 
-def test_the_cluster_s_own_settings_hold_where_nothing_is_given_but_ids_of_any_parallelism() -> (
-    None
-):
-    assert configuration(FlinkOptions()) == UNCHAINED
+def test_the_cluster_s_own_settings_hold_where_nothing_is_given() -> None:
+    assert configuration(FlinkOptions()) == {}
 
 
 def test_a_failure_ends_a_local_run_unless_told_otherwise() -> None:
     none = {"restart-strategy.type": "none"}
-    assert configuration(FlinkOptions(master="local")) == UNCHAINED | none
+    assert configuration(FlinkOptions(master="local")) == none
     given = configuration(FlinkOptions(master="local", restart_attempts=2))
     assert given["restart-strategy.type"] == "fixed-delay"
 
@@ -166,7 +161,7 @@ def test_restarts_and_state_are_said_in_flink_s_keys() -> None:
     given = FlinkOptions(
         restart_attempts=3, restart_delay=timedelta(seconds=2), state_backend="rocksdb"
     )
-    assert configuration(given) == UNCHAINED | {
+    assert configuration(given) == {
         "restart-strategy.type": "fixed-delay",
         "restart-strategy.fixed-delay.attempts": 3,
         "restart-strategy.fixed-delay.delay": "2000 ms",
@@ -308,6 +303,13 @@ def test_the_cause_of_a_failure_is_waited_for_as_flink_shows_it_late() -> None:
         awaited(cluster, report=report)
     with pytest.raises(JobFailed, match="FAILED"):
         awaited(Cluster([[flink_job("FAILED")]]))
+
+
+def test_who_resumes_with_one_subtask_instead_of_several_is_told() -> None:
+    text = "Cannot map state, because the operator is not available in the new program. If you"
+    why = Failure(datetime(2026, 1, 1, tzinfo=UTC), text)
+    with pytest.raises(JobFailed, match=r"Give a --parallelism of 1 if it had 1"):
+        awaited(Cluster([[flink_job("FAILED")]], [why]))
 
 
 def test_a_job_that_failed_for_want_of_slots_is_awaited_while_flink_tries_again() -> None:

@@ -22,7 +22,7 @@ def test_a_job_stopped_with_a_savepoint_and_resumed_with_more_subtasks_loses_and
 ) -> None:
     case = Case(cluster, tmp_path, 300_000)
     case.produce()
-    case.run("--parallelism", "1", "--name", "first")
+    case.run("--parallelism", "2", "--name", "first")
     until(lambda: len(case.documents()) > 50)
     assert cluster.job_servers() == []
 
