@@ -37,6 +37,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
+from soak import processor_time  # beside this file
 
 from velocity.io.kafka import ReadFromKafka
 from velocity.io.kafka_config import KafkaConfig
@@ -83,7 +84,7 @@ class Seen:
     @classmethod
     def add(cls, events: int) -> None:
         with cls.lock:
-            cpu = time.process_time() + sum(map(cpu_seconds, cls.servers))
+            cpu = time.process_time() + sum(map(processor_time, cls.servers))
             cls.last = time.perf_counter(), cpu
             if not cls.events:
                 cls.first, cls.skipped = cls.last, events  # which came before
@@ -95,12 +96,6 @@ class Seen:
     def seconds(cls) -> float:
         """Since the first came."""
         return time.perf_counter() - cls.first[0] if cls.events else 0.0
-
-
-def cpu_seconds(pid: int) -> float:
-    """What a process has had of the processors, user and system."""
-    fields = (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class Rate(NamedTuple):

@@ -256,7 +256,9 @@ def await_running(
         if job is None:
             waits_for = "Flink to take the job"
         elif failures and (job.ended or not for_slots):
-            why = f"{failures[0].cause}: {_slots(flink)}" if for_slots else failures[0].cause
+            why = (
+                f"{failures[0].cause}: {_slots(*flink.slots())}" if for_slots else failures[0].cause
+            )
             why += _REMEDY if _NOT_AVAILABLE in why else ""
             raise JobFailed(f"{name} failed as it started: {why}")
         elif job.ended:
@@ -273,8 +275,8 @@ def await_running(
             waits_for = "the tasks to settle"
         else:
             since = None
-            lacks = bool(failures) or bool(job.tasks.get("scheduled"))
-            waits_for = _slots(flink) if lacks and not flink.slots()[0] else _tasks(job.tasks)
+            lacks_slots = bool(failures or job.tasks.get("scheduled"))
+            waits_for = _waits_for(job.tasks, flink, lacks_slots)
         if clock() >= deadline:
             raise JobFailed(f"{name} does not run after {within:.0f} s: it waits for {waits_for}")
         report(f"{name}: waiting for {waits_for}")
@@ -317,17 +319,20 @@ def _taken(
     return job
 
 
-def _slots(flink: Flink) -> str:
-    free, slots = flink.slots()
+def _waits_for(tasks: Mapping[str, int], flink: Flink, lacks_slots: bool) -> str:
+    if lacks_slots:
+        free, slots = flink.slots()
+        if not free:
+            return _slots(free, slots)
+    working = tasks.get("running", 0) + tasks.get("finished", 0)
+    return f"tasks: {working} of {tasks['total']} run (each TaskManager starts Python workers)"
+
+
+def _slots(free: int, slots: int) -> str:
     return (
         f"slots: {slots - free} of Flink's {slots} are taken (a lower --parallelism needs fewer;"
         " `velocity jobs` shows what has them)"
     )
-
-
-def _tasks(tasks: Mapping[str, int]) -> str:
-    working = tasks.get("running", 0) + tasks.get("finished", 0)
-    return f"tasks: {working} of {tasks['total']} run (each TaskManager starts Python workers)"
 
 
 def cancel_named(flink: Flink, name: str) -> None:

@@ -168,14 +168,13 @@ class Case:
         """
 
         def send() -> None:
-            prefix, pace = f"{self.prefix}.", self.pace
             self.sent = produce(
                 self.scenario,
                 self.kafka,
-                topics_prefix=prefix,
+                topics_prefix=f"{self.prefix}.",
                 rate=rate,
-                clock=pace.clock,
-                sleep=pace.sleep,
+                clock=self.pace.clock,
+                sleep=self.pace.sleep,
             ).messages
 
         self.producer = threading.Thread(target=send)
