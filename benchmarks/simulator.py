@@ -67,9 +67,11 @@ def main() -> int:
     of_senders, n = used.ru_utime + used.ru_stime, produced.messages
     steps = [(to - since) / (t - s) for (s, since), (t, to) in pairwise(seen) if to > since]
     print(f"{n:,} events in {seconds:.1f} s, starting included: {n / seconds:,.0f}/s")
-    print(
-        f"in a second of it, once sending: {median(steps):,.0f} (median), {max(steps):,.0f} at most"
-    )
+    sending = [(t, count) for (t, count), (_, after) in pairwise(seen) if after > count]
+    sending.append(next((t, count) for t, count in seen if count == seen[-1][1]))
+    (since, first), (until, last) = sending[0], sending[-1]
+    print(f"while sending: {(last - first) / (until - since):,.0f}/s over {until - since:.0f} s;"
+          f" in a second of it {median(steps):,.0f} (median), {max(steps):,.0f} at most")  # fmt: skip
     print(f"CPU time: {1e6 * of_senders / n:.1f} µs an event for the simulator, {used.ru_maxrss / 1024:,.0f}"
           f" MiB in a process; {1e6 * of_broker / n:.1f} µs for the broker")  # fmt: skip
     print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
