@@ -45,7 +45,7 @@ class Cities:
     """The cities of providers by REST, as many as may be in each call, kept for ten minutes."""
 
     def __init__(self, rest: str) -> None:
-        self._url = f"{rest}/providers"
+        self._url = f"{rest}/providers?ids="
         self._session = requests.Session()
         self._known: dict[str, str] = {}
         self._asked: deque[tuple[float, list[str]]] = deque()
@@ -64,7 +64,7 @@ class Cities:
         return self._known
 
     def _ask(self, ids: list[str]) -> None:
-        answer = self._session.get(self._url, params={"ids": ",".join(ids)}, timeout=30)
+        answer = self._session.get(self._url + ",".join(ids), timeout=30)
         answer.raise_for_status()
         for provider in orjson.loads(answer.content)["providers"]:
             self._known[provider["id"]] = provider["city"]
