@@ -99,7 +99,7 @@ def build(pipeline: beam.Pipeline, given: Arguments, expansion: str) -> None:
         )
         | "Parse" >> beam.Map(lambda message: orjson.loads(message[1]))
         | "Batch" >> beam.BatchElements(min_batch_size=100, max_batch_size=1_000)
-        | "Enrich" >> beam.ParDo(Enrich(given.rest))
+        | "Enrich" >> beam.ParDo(Enrich(given.rest)).with_output_types(tuple[Key, int])
         | "Window"
         >> beam.WindowInto(
             FixedWindows(60),

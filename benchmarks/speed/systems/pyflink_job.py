@@ -4,8 +4,10 @@ Kafka, JSON, watermarks and windows are Flink's own, in Java; it has a cluster i
 """
 
 import os
+import signal
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 import pandas as pd
 from common import MAX_LATENESS_S, Arguments, Cities, Documents, arguments, document
@@ -23,6 +25,8 @@ SETTINGS = {
     # Windows are told in it, and their numbers are those of UTC.
     "table.local-time-zone": "UTC",
     "execution.checkpointing.interval": "10 s",
+    # Else it would start anew for ever and tell why in its log alone.
+    "restart-strategy.type": "none",
     # Objects pass from one operator to the next as they are.
     "pipeline.object-reuse": "true",
 }
@@ -34,8 +38,8 @@ SOURCE = """
         event_time BIGINT,
         provider_id STRING,
         amount BIGINT,
-        at AS TO_TIMESTAMP_LTZ(event_time, 3),
-        WATERMARK FOR at AS at - INTERVAL '{lateness}' SECOND
+        ts AS TO_TIMESTAMP_LTZ(event_time, 3),
+        WATERMARK FOR ts AS ts - INTERVAL '{lateness}' SECOND
     ) WITH (
         'connector' = 'kafka',
         'properties.bootstrap.servers' = '{kafka}',
@@ -50,7 +54,7 @@ WINDOWS = """
     SELECT
         1000 * CAST(TIMESTAMPDIFF(SECOND, TIMESTAMP '1970-01-01 00:00:00', window_start) AS BIGINT),
         domain, event_type, city, COUNT(*), SUM(amount), MAX(amount)
-    FROM TABLE(TUMBLE(TABLE enriched, DESCRIPTOR(at), INTERVAL '1' MINUTE))
+    FROM TABLE(TUMBLE(TABLE enriched, DESCRIPTOR(ts), INTERVAL '1' MINUTE))
     GROUP BY window_start, window_end, domain, event_type, city
 """
 
@@ -88,11 +92,13 @@ def main(given: Arguments) -> None:
     # Python of its own for each worker. By default they are threads of this process, where jobs
     # run in it, and share its lock.
     os.environ["_python_worker_execution_mode"] = "process"  # noqa: SIM112
+    os.environ["JVM_ARGS"] = "-Xmx2g"  # not a quarter of the machine's memory
     configuration = Configuration()
     for key, value in SETTINGS.items():
         configuration.set_string(key, value)
     env = StreamExecutionEnvironment.get_execution_environment(configuration)
     env.set_parallelism(given.workers)
+    env.add_python_file(str(Path(__file__).with_name("common.py")))
     tables = StreamTableEnvironment.create(env)
     tables.execute_sql(SOURCE.format(lateness=MAX_LATENESS_S, **given._asdict()))
     city_of = udf(CityOf(given.rest), result_type=DataTypes.STRING(), func_type="pandas")
@@ -100,12 +106,19 @@ def main(given: Arguments) -> None:
     tables.create_temporary_view(
         "enriched",
         tables.sql_query(
-            "SELECT domain, event_type, city_of(provider_id) AS city, amount, at FROM events"
+            "SELECT domain, event_type, city_of(provider_id) AS city, amount, ts FROM events"
         ),
     )
     windows = tables.to_data_stream(tables.sql_query(WINDOWS))
     written(windows, given)
-    env.execute("speed")
+    job = env.execute_async("speed")
+
+    def stop(*_: object) -> None:
+        job.cancel().result()
+        sys.exit()
+
+    signal.signal(signal.SIGTERM, stop)
+    job.get_job_execution_result().result()
 
 
 def written(windows: DataStream, given: Arguments) -> None:
