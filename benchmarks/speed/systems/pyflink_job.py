@@ -7,14 +7,17 @@ import os
 import signal
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
 from common import MAX_LATENESS_S, Arguments, Cities, Documents, arguments, document
+from py4j.protocol import Py4JError
 from pyflink.common import Configuration, Row, Time, Types
 from pyflink.datastream import DataStream, StreamExecutionEnvironment
 from pyflink.datastream.functions import ProcessAllWindowFunction, RuntimeContext
 from pyflink.datastream.window import TimeWindow, TumblingProcessingTimeWindows
+from pyflink.java_gateway import get_gateway
 from pyflink.table import DataTypes, ScalarFunction, StreamTableEnvironment
 from pyflink.table.udf import FunctionContext, udf
 
@@ -115,6 +118,9 @@ def main(given: Arguments) -> None:
 
     def stop(*_: object) -> None:
         job.cancel().result()
+        with suppress(Py4JError):  # as the answer never comes
+            get_gateway().jvm.System.exit(0)
+        os.wait()  # for it: its workers end with it
         sys.exit()
 
     signal.signal(signal.SIGTERM, stop)
