@@ -25,6 +25,9 @@ sys.path.append(str(BENCHMARKS))
 
 from source import JOB_SERVER, configured, free_port, java
 
+LEGACY = "--experiments=use_deprecated_read"
+"""KafkaIO before splittable functions: by these it stops reading for good."""
+
 Key = tuple[str, str, str]
 Totals = tuple[int, int, int]
 
@@ -132,15 +135,15 @@ def main(given: Arguments) -> None:
             f"--parallelism={given.workers}",
             "--streaming",
             "--checkpointing_interval=10000",
-            # Without the first it hangs at a checkpoint, without the second it stops reading.
-            "--finish_bundle_before_checkpointing",
-            "--experiments=use_deprecated_read",
+            "--finish_bundle_before_checkpointing",  # else it hangs at a checkpoint
+            LEGACY,
         ]
     )
     with ExitStack() as servers:
         service = "org.apache.beam.sdk.expansion.service.ExpansionService"
         embedded = "--defaultEnvironmentType=EMBEDDED"
-        servers.enter_context(java(service, str(expansion), embedded, port=expansion))
+        # This service does not heed the experiments of the pipeline.
+        servers.enter_context(java(service, str(expansion), embedded, LEGACY, port=expansion))
         folder = servers.enter_context(configured())
         flink = ["--flink-master=[local]", f"--job-port={job}", "--artifact-port=0"]
         flink += ["--expansion-port=0", f"--flink-conf-dir={folder}"]
