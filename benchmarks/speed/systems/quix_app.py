@@ -58,6 +58,9 @@ def run(given: Arguments) -> None:
             broker_address=given.kafka,
             consumer_group=given.index,
             auto_offset_reset="earliest",
+            # By it the first process learns that another has come, three seconds later by default:
+            # until then it reads on, and windows that it closes are closed for the other too.
+            consumer_extra_config={"heartbeat.interval.ms": 200},
             state_dir=state,  # of this process alone
             loglevel="WARNING",
         )
