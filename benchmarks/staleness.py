@@ -83,6 +83,9 @@ def main() -> int:
     parser.add_argument("--early", type=int, nargs="+", default=[1, 10], help="of the metrics")
     parser.add_argument("--checkpoint", type=float, default=10, help="seconds between them")
     parser.add_argument("--wait", type=float, default=180, help="seconds at most, for the last")
+    parser.add_argument(
+        "--beam", nargs="*", default=[], metavar="OPTION", help="for Beam, as it is"
+    )
     given = parser.parse_args()
     stack = read_state(state_folder())
     where = {name.upper(): stack.address(name) for name in ("kafka", "elasticsearch")}
@@ -99,7 +102,7 @@ def main() -> int:
     with graph.elasticsearch.open() as client:
         list(apply(client, setup_of(graph)))
     interval = timedelta(seconds=given.checkpoint)
-    job = submit(graph, FlinkOptions(name=name, checkpoint_interval=interval), [])
+    job = submit(graph, FlinkOptions(name=name, checkpoint_interval=interval), given.beam)
     sent: list[int] = []
     try:
         sender = threading.Thread(

@@ -49,7 +49,8 @@ class Read(beam.DoFn):
         self._behind = Duration(micros=read.disorder // timedelta(microseconds=1))
         self._idle_after = read.idle_after.total_seconds()
         self._batch_size = read.batch_size
-        self._bundle_time = read.bundle_time.total_seconds()
+        self._bundle_time = self._share = read.bundle_time.total_seconds()
+        self._reads = 0
         self._bundle_size = read.bundle_size
         self._bundle_bytes = read.bundle_bytes
         self._messages = counter("read_messages")
@@ -58,6 +59,10 @@ class Read(beam.DoFn):
         self._lost = counter("offsets_lost")
         self._copies = counter("copies_skipped")
         self._fails_if_lost = read.on_lost_offsets == "fail"
+
+    def start_bundle(self) -> None:
+        # A runner may have a bundle read many partitions, one after the other: as many as last time.
+        self._share, self._reads = self._bundle_time / max(1, self._reads), 0
 
     def teardown(self) -> None:
         READERS.close()
@@ -72,22 +77,25 @@ class Read(beam.DoFn):
         readers: Readers = READERS,
         commits: Commits = COMMITS,
     ) -> Iterator[Any]:
-        """Reads to the end of the restriction; without one, until the bundle is full or starved."""
+        """Reads to the end of the restriction; without one, until the bundle is full or all is read."""
         offsets = tracker.current_restriction()
         if offsets.start == offsets.stop:
             return
         bounded, read_to = offsets.stop < UNBOUNDED, offsets.start
-        deadline, read, size = readers.clock() + self._bundle_time, 0, 0
-        starved = False
+        deadline, read, size = readers.clock() + self._share, 0, 0
+        self._reads += 1
+        caught_up = False
         reader = readers.take(self._config, element.topic, element.partition, offsets.start)
         try:
             while reader.position < (stop := tracker.current_restriction().stop):
                 full = read >= self._bundle_size or size >= self._bundle_bytes
-                if not bounded and (full or starved or readers.clock() >= deadline):
-                    tracker.defer_remainder(_POLL_EVERY if starved else None)
+                if not bounded and (full or caught_up or readers.clock() >= deadline):
+                    tracker.defer_remainder(_POLL_EVERY if caught_up else None)
                     break
                 messages = self._poll(element, reader, stop)
                 starved = not messages.num_rows
+                # What trickles in is put out at once: later steps get it when the bundle ends.
+                caught_up = starved or (messages.num_rows < self._batch_size and reader.lag() == 0)
                 # up to the position, for offsets that no message has (compacted, or taken by a
                 # transaction's end) are read too
                 upto = min(reader.position, stop)

@@ -340,6 +340,17 @@ def with_watermarks(rows: pa.RecordBatch, watermarks: pa.Array) -> pa.RecordBatc
     return rows.set_column(at, pa.field(MESSAGE, ORIGIN, nullable=False), origin)
 
 
+def one_batch(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+    """The rows of several batches of one schema, of which there is at least one.
+
+    >>> one_batch([pa.record_batch({"n": [1]}), pa.record_batch({"n": [2, 3]})])["n"].to_pylist()
+    [1, 2, 3]
+    """
+    if len(batches) == 1:
+        return batches[0]
+    return pa.concat_batches(batches)
+
+
 def watermarks_of(rows: pa.RecordBatch) -> pa.Array:
     """Where the watermark stood before each row (``ORIGIN``); all null if nothing says it.
 

@@ -21,6 +21,9 @@ groups cannot be resumed, so it is the same for every parallelism."""
 FLINK_VERSION: Final = "1.19"
 """Of the clusters that our own job server can talk to."""
 
+BUNDLE_TIME: Final = timedelta(milliseconds=200)
+"""After how long Flink ends a bundle, when the worker has done what is in it."""
+
 STATE_BACKENDS: Final = ("hashmap", "rocksdb")
 
 RUNNER_OPTIONS: Final = frozenset(
@@ -191,6 +194,8 @@ def pipeline_options(
         f"--checkpointing_interval={_millis(options.checkpoint_interval)}",
         # Without it the first bundle's output can wait for a next bundle that never comes.
         "--finish_bundle_before_checkpointing",
+        # An event waits for the end of the bundles of some three steps; by default each is a second.
+        f"--max_bundle_time_mills={_millis(BUNDLE_TIME)}",
     ]
     if bounded:
         # Else Beam keeps sources that have ended, as Flink before 1.14 took no checkpoint without.

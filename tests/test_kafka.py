@@ -139,6 +139,7 @@ class FakeConsumer:
     def __init__(self, partition: FakePartition) -> None:
         self._partition = partition
         self._told_end = False
+        self._end_then = -1001  # as of the last answer; nothing is known before one
 
     def assign(self, partitions: list[TopicPartition]) -> None:
         self._position = partitions[0].offset
@@ -159,6 +160,7 @@ class FakeConsumer:
                 given.append(FakeEvent(KafkaError._PARTITION_EOF, self._position))
         if len(given) < most:
             partition.seconds += timeout
+        self._end_then = partition.end
         partition.on_poll()
         return given
 
@@ -169,7 +171,7 @@ class FakeConsumer:
             raise KafkaException(KafkaError(KafkaError._UNKNOWN_PARTITION))
         if not cached and not self._partition.reachable:
             raise KafkaException(KafkaError(KafkaError._TRANSPORT))
-        return self._partition.low, self._partition.end
+        return self._partition.low, self._end_then if cached else self._partition.end
 
     def list_topics(self, topic: str, timeout: float) -> Any:
         partition = self._partition
@@ -220,9 +222,11 @@ def counting(metrics: MetricsContainer) -> Iterator[None]:
 class Reading:
     """The bundles of one read of a fake partition, with Beam's own guard around the tracker."""
 
-    def __init__(self, partition: FakePartition, read: ReadFromKafka) -> None:
+    def __init__(
+        self, partition: FakePartition, read: ReadFromKafka, step: Read | None = None
+    ) -> None:
         self.partition, self.readers = partition, partition.readers()
-        self._read = read
+        self._read, self._step = read, step
         self.commits = Commits(
             lambda group, told: self.told.append(told.offset), lambda: partition.seconds
         )
@@ -246,9 +250,10 @@ class Reading:
         rows, dead = [], []
         element = Partition("orders", 0, self.started_at, stop, self.end_then)
         view = RestrictionTrackerView(self.tracker)
-        fresh, finalizer = Read(self._read), SimpleNamespace(register=self.durable.append)
+        step = self._step or Read(self._read)
+        finalizer = SimpleNamespace(register=self.durable.append)
         with counting(self._metrics):
-            outputs = fresh.read_bundle(
+            outputs = step.read_bundle(
                 element, view, estimator, finalizer, self.readers, self.commits
             )
             for output in outputs:
@@ -349,6 +354,36 @@ def test_a_starved_bundle_ends_and_asks_for_a_pause() -> None:
     assert (bundle.offsets, bundle.residual) == ([0], OffsetRange(1, UNBOUNDED))
     assert bundle.delay is not None
     assert Duration(0) < bundle.delay <= Duration(0.2)
+
+
+def test_a_bundle_ends_as_soon_as_all_is_read_though_more_trickles_in() -> None:
+    partition = FakePartition().holds(b"")
+
+    def another() -> None:
+        partition.holds(b"")
+
+    partition.on_poll = another
+    reads = Reading(partition, reading())
+    first = reads.bundle()
+    assert (first.offsets, first.residual) == ([0], OffsetRange(1, UNBOUNDED))
+    assert first.delay
+    assert reads.after(first).offsets == [1]
+
+
+def test_partitions_that_one_bundle_reads_share_its_time() -> None:
+    partition = FakePartition().holds(*[b""] * 100)
+
+    def second() -> None:
+        partition.seconds += 1
+
+    partition.on_poll = second
+    read = Read(reading(batch_size=1, bundle_time=timedelta(seconds=6)))
+    reads = Reading(partition, reading(), read)
+    of_each = []
+    for partitions in (1, 3, 3, 2, 2):
+        read.start_bundle()
+        of_each.append([len(reads.bundle().offsets) for _ in range(partitions)])
+    assert of_each == [[6], [6, 6, 6], [2, 2, 2], [2, 2], [3, 3]]
 
 
 def test_the_next_bundle_takes_the_reader_of_the_last() -> None:

@@ -31,8 +31,10 @@ from velocity.io.records import (
 )
 from velocity.transforms.metric import Metric
 from velocity.transforms.metrics import (
+    _GATHER_ROWS,
     WindowedMetrics,
     _PaneByPane,
+    _PreAggregate,
     _ToDocument,
     _WholePane,
     document_id,
@@ -142,6 +144,42 @@ def test_early_on_time_and_late_panes_accumulate_and_what_is_too_late_is_dropped
             ("m", "a", 60, 120, "on_time", 16, 3),
         ],
     )
+
+
+def of_one_bundle(*bundle: TimestampedValue, wanted: Metric) -> list[tuple[str, Any, Any]]:
+    """What is put out: tag, value, and the time of it."""
+    step = _PreAggregate(
+        PreAggregation(SCHEMA, "at", [wanted]), {wanted.name: "it"}, lambda: NOW, bounded=False
+    )
+    step.start_bundle()
+    outputs = [out for b in bundle for out in step.process(b.value, b.timestamp)]
+    outputs += step.finish_bundle()
+    assert not list(step.finish_bundle()), "nothing twice"
+    return [(o.tag, o.value.value, o.value.timestamp) for o in outputs]
+
+
+def test_batches_of_a_bundle_give_one_partial_result_for_each_key_and_window() -> None:
+    total = Metric("m", SUM, Fixed(MINUTE), ["city"])
+    bundle = [batch(("a", 1, 5), ("b", 2, 2)), batch(("a", 4, 3)), batch(("a", 8, 61))]
+    assert of_one_bundle(*bundle, wanted=total) == [
+        ("it", (b'["m","a"]', (4000, (2, (5, 0)))), Timestamp(3)),
+        ("it", (b'["m","b"]', (2000, (1, (1, 1)))), Timestamp(2)),
+        ("it", (b'["m","a"]', (61000, (1, (1, 3)))), Timestamp(61)),
+    ]
+
+
+def test_of_a_bundle_that_is_too_much_what_is_gathered_is_put_out_before_its_end() -> None:
+    counted = Metric("m", {"n": "count()"}, Fixed(MINUTE))
+    many = [batch(*[("a", 1, second)] * (_GATHER_ROWS // 4)) for second in (1, 2, 3, 4, 5)]
+    first, last = of_one_bundle(*many, wanted=counted)
+    assert (first[1][1][1][0], last[1][1][1][0]) == (_GATHER_ROWS, _GATHER_ROWS // 4)
+
+
+def test_a_dead_letter_of_a_bundle_has_the_message_of_its_own_row() -> None:
+    strict = Metric("m", {"n": "sum(CAST(city AS BIGINT))"}, Fixed(MINUTE))
+    bundle = [batch(("1", 1, 5), ("2", 2, 2)), batch(("x", 3, 3)), batch(("3", 4, 61))]
+    [dead] = [value for tag, value, _ in of_one_bundle(*bundle, wanted=strict) if tag != "it"]
+    assert [json.loads(value) for value in dead["value"].to_pylist()] == [["x", 3, 3]]
 
 
 def test_without_early_panes_a_window_is_shown_at_the_watermark_and_when_late() -> None:

@@ -23,13 +23,22 @@ from apache_beam.transforms.trigger import (
     TriggerFn,
 )
 from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
-from apache_beam.transforms.window import GlobalWindows, TimestampedValue
+from apache_beam.transforms.window import GlobalWindow, GlobalWindows
 from apache_beam.typehints import KV
-from apache_beam.utils.timestamp import Duration, Timestamp
-from apache_beam.utils.windowed_value import PaneInfoTiming
+from apache_beam.utils.timestamp import MAX_TIMESTAMP, Duration, Timestamp
+from apache_beam.utils.windowed_value import PaneInfoTiming, WindowedValue
 
 from velocity.io.metrics import counter
-from velocity.io.records import MERGED, Cause, Document, Stage, WithDeadLetters, main_of, now
+from velocity.io.records import (
+    MERGED,
+    Cause,
+    Document,
+    Stage,
+    WithDeadLetters,
+    main_of,
+    now,
+    one_batch,
+)
 from velocity.transforms.expressions import failed_rows
 from velocity.transforms.ids import LONGEST, IdTemplate
 from velocity.transforms.metric import Metric
@@ -37,6 +46,8 @@ from velocity.transforms.partials import MetricError, Partial, PreAggregation, m
 from velocity.transforms.windows import Days, Fixed, Global, Session, Sliding, Window, millis
 
 _GATHER_EVERY: Final = timedelta(seconds=10)
+_GATHER_ROWS: Final = 250_000
+_GATHER_BYTES: Final = 64 * 2**20
 _MOST_EARLY: Final = 100
 _CODEC: Final = "lz4_raw"
 
@@ -103,6 +114,13 @@ class WindowedMetrics(beam.PTransform):
 
 
 class _PreAggregate(beam.DoFn):
+    """Rows to partial results, one for each key and stretch of time of a bundle.
+
+    What a runner groups costs it many times what a row costs here. So batches are gathered until
+    the bundle ends, or they are ``_GATHER_ROWS`` or ``_GATHER_BYTES``: portable runners hold the watermark
+    back for that long.
+    """
+
     def __init__(
         self,
         reduction: PreAggregation,
@@ -117,18 +135,42 @@ class _PreAggregate(beam.DoFn):
         self._bounded = bounded
         self._partials = counter("partials")
 
-    def process(self, rows: pa.RecordBatch) -> Iterator[Any]:
+    def start_bundle(self) -> None:
+        self._gathered: list[pa.RecordBatch] = []
+        self._rows = self._bytes = 0
+        self._at = MAX_TIMESTAMP
+
+    def process(
+        self, rows: pa.RecordBatch, timestamp: Any = beam.DoFn.TimestampParam
+    ) -> Iterator[Any]:
+        self._gathered.append(rows)
+        self._rows += rows.num_rows
+        self._bytes += rows.nbytes
+        self._at = min(self._at, timestamp)
+        if self._rows >= _GATHER_ROWS or self._bytes >= _GATHER_BYTES:
+            yield from self.finish_bundle()
+
+    def finish_bundle(self) -> Iterator[Any]:
+        if not self._gathered:
+            return
+        rows, at = one_batch(self._gathered), self._at
+        self.start_bundle()
         reduced, failures, late = self._reduction.reduce(rows, spanning=not self._bounded)
         self._partials.inc(len(reduced))
         for metric, key, time, partial, mean, last in reduced:
-            at = Timestamp(micros=time * 1000)
             value = (last, _packed(partial)) if self._bounded else (mean, partial)
-            yield TaggedOutput(self._tag_of[metric.name], TimestampedValue((key, value), at))
+            yield _output(self._tag_of[metric.name], (key, value), Timestamp(micros=time * 1000))
         for cause, some in ((Cause.EXPRESSION_FAILED, failures), (Cause.LATE, late)):
             if some:
-                at = self._clock()
-                dead = failed_rows(rows, some, stage=Stage.METRICS, cause=cause, failed_at=at)
-                yield TaggedOutput("dead_letters", dead)
+                failed_at = self._clock()
+                dead = failed_rows(
+                    rows, some, stage=Stage.METRICS, cause=cause, failed_at=failed_at
+                )
+                yield _output("dead_letters", dead, at)
+
+
+def _output(tag: str, value: Any, at: Timestamp) -> TaggedOutput:
+    return TaggedOutput(tag, WindowedValue(value, at, (GlobalWindow(),)))
 
 
 class _Windowed(beam.PTransform):
