@@ -28,6 +28,8 @@ from source import JOB_SERVER, configured, free_port, java
 LEGACY = "--experiments=use_deprecated_read"
 """KafkaIO before splittable functions: by these it stops reading for good."""
 
+ALLOWED_LATENESS_S = 10 * 365 * 86_400
+
 Key = tuple[str, str, str]
 Totals = tuple[int, int, int]
 
@@ -93,7 +95,7 @@ def build(pipeline: beam.Pipeline, given: Arguments, expansion: str) -> None:
     _ = (
         pipeline
         # Its watermark can follow the times of Kafka's messages and the clock, not what is in JSON.
-        # It is that of the newest message, so the wait for older ones is an allowed lateness.
+        # These are the times of sending: to it each event of a replay is late, hence the lateness.
         | ReadFromKafka(
             config,
             [given.topic],
@@ -106,10 +108,11 @@ def build(pipeline: beam.Pipeline, given: Arguments, expansion: str) -> None:
         | "Window"
         >> beam.WindowInto(
             FixedWindows(60),
-            # A late one makes a document anew, with what else has come within a second.
-            trigger=AfterWatermark(late=AfterProcessingTime(1)),
+            # A late one makes a document anew, with what else has come within so many seconds. More
+            # seldom is cheaper, as each time all events of the window are added up.
+            trigger=AfterWatermark(late=AfterProcessingTime(MAX_LATENESS_S)),
             accumulation_mode=AccumulationMode.ACCUMULATING,
-            allowed_lateness=MAX_LATENESS_S,
+            allowed_lateness=ALLOWED_LATENESS_S,
         )
         | "Add up" >> beam.CombinePerKey(AddUp())
         | "Document" >> beam.ParDo(ToDocument())
