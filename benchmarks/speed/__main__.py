@@ -34,7 +34,7 @@ from typing import Any
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from elasticsearch import Elasticsearch, helpers
-from environments import environment
+from environments import environ, environment
 from machine import Watch
 from report import Run, chart, table
 from rest import RestService
@@ -64,12 +64,7 @@ def main() -> int:
     if unknown := [name for name in names if name not in SYSTEMS]:
         parser.error(f"--systems: no {unknown[0]}; there are: {', '.join(SYSTEMS)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that all is stopped, as by Ctrl-C
-    pythons = {
-        name: environment(SYSTEMS[name].requirements)
-        if SYSTEMS[name].requirements
-        else Path(sys.executable)
-        for name in names
-    }
+    pythons = {name: environment(SYSTEMS[name].stem) for name in names}
     workload = Workload(given.events, given.size)
     runs: list[Run] = []
     with servers(given.state) as (kafka, elasticsearch, pids):
@@ -101,17 +96,20 @@ def main() -> int:
 def servers(state: Path | None) -> Iterator[tuple[str, str, list[int]]]:
     """A Kafka and an Elasticsearch; their addresses and pids."""
     folder = state or Path(tempfile.mkdtemp(prefix="velocity-speed-"))
-    environ = os.environ | {"VELOCITY_STATE": str(folder)}
+    variables = os.environ | {"VELOCITY_STATE": str(folder)}
     velocity = [str(Path(sys.executable).with_name("velocity")), "stack"]
     try:
         subprocess.run(
-            [*velocity, "up", "kafka", "elasticsearch"], env=environ, check=True, stdout=sys.stderr
+            [*velocity, "up", "kafka", "elasticsearch"],
+            env=variables,
+            check=True,
+            stdout=sys.stderr,
         )
         found = read_state(folder)
         pids = [s.process.pid for c in found.components.values() for s in c.servers]
         yield str(found.address("kafka")), str(found.address("elasticsearch")), pids
     finally:
-        subprocess.run([*velocity, "down"], env=environ, check=False, stdout=sys.stderr)
+        subprocess.run([*velocity, "down"], env=variables, check=False, stdout=sys.stderr)
         if state is None:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -162,19 +160,19 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="velocity-speed-run-") as folder, RestService() as rest:
         place = Place(**(vars(place) | {"rest": rest.url, "folder": Path(folder)}))
         log = Path(folder, "log")
-        environ = os.environ | place.environment() | {"TMPDIR": folder}
+        variables = environ(system.stem) | place.environment() | {"TMPDIR": folder}
         if not system.script:
             setup = [
                 str(Path(sys.executable).with_name("velocity")),
                 "setup",
                 *system.command(place, python)[2:3],
             ]
-            subprocess.run(setup, env=environ, check=True, stdout=subprocess.DEVNULL)  # fmt: skip
+            subprocess.run(setup, env=variables, check=True, stdout=subprocess.DEVNULL)  # fmt: skip
         began = time.monotonic()
         with log.open("wb") as out:
             process = subprocess.Popen(
                 system.command(place, python),
-                env=environ,
+                env=variables,
                 stdout=out,
                 stderr=out,
                 start_new_session=True,

@@ -39,10 +39,13 @@ class System:
     about: str
     script: str = ""
     """Of ``systems/``; without, it is Velocity."""
-    requirements: str = ""
-    """Of ``systems/``: the packages of an environment of its own; without, this one."""
     options: tuple[str, ...] = ()
     """Of ``velocity run``."""
+
+    @property
+    def stem(self) -> str:
+        """Of its script; ``environments`` knows its Python by that."""
+        return Path(self.script).stem
 
     def command(self, place: Place, python: Path) -> list[str]:
         if self.script:
@@ -63,10 +66,10 @@ SYSTEMS = {
         ),
         System("direct", "Velocity on the DirectRunner", options=("--runner", "direct")),
         System("prism", "Velocity on Prism", options=("--runner", "prism")),
-        System("bytewax", "Bytewax", "bytewax_flow.py", "bytewax_flow.txt"),
-        System("pyflink", "PyFlink", "pyflink_job.py", "pyflink_job.txt"),
-        System("quix", "Quix Streams", "quix_app.py", "quix_app.txt"),
-        System("pathway", "Pathway", "pathway_app.py", "pathway_app.txt"),
+        System("bytewax", "Bytewax", "bytewax_flow.py"),
+        System("pyflink", "PyFlink", "pyflink_job.py"),
+        System("quix", "Quix Streams", "quix_app.py"),
+        System("pathway", "Pathway", "pathway_app.py"),
         System("beam", "Beam, cross-language KafkaIO, element by element", "beam_naive.py"),
     )
 }  # fmt: skip
