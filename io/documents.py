@@ -8,12 +8,10 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.transforms.window import GlobalWindows
 
-from velocity.io.metrics import Histogram, counter
+from velocity.io.metrics import counter, histogram
 from velocity.io.records import MESSAGES, Cause, Stage, WithDeadLetters, dead_letters, main_of
 
-DOCUMENT_DELAYS: Final = Histogram(
-    "document_delays", (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600), "s"
-)
+DOCUMENT_DELAYS: Final = histogram("document_delays")
 """From an event to the document that counts it."""
 
 

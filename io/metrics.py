@@ -11,6 +11,8 @@ from typing import Any, Final, Protocol
 
 from apache_beam.metrics import Metrics
 
+from velocity.io.measures import Kind, Undeclared, declared
+
 NAMESPACE: Final = "velocity"
 """Of all of Velocity's metrics in Beam."""
 
@@ -119,15 +121,26 @@ class Histogram:
 
 
 def counter(name: str, **labels: object) -> Counter:
-    """The counter of that name; outside a bundle Beam counts nothing."""
+    """The declared counter of that name; outside a bundle Beam counts nothing."""
+    declared(name, Kind.COUNTER, labels)
     return Counter(name, labels)
 
 
 def gauge(name: str, **labels: object) -> Gauge:
-    """The gauge of that name: of what is set, the latest counts."""
+    """The declared gauge of that name: of what is set, the latest counts."""
+    declared(name, Kind.GAUGE, labels)
     return Gauge(name, labels)
 
 
 def distribution(name: str, **labels: object) -> Distribution:
-    """The distribution of that name: how many samples, their sum, the least and the greatest."""
+    """The declared distribution of that name: how many samples, their sum, the least and the greatest."""
+    declared(name, Kind.DISTRIBUTION, labels)
     return Distribution(name, labels)
+
+
+def histogram(name: str) -> Histogram:
+    """The histogram of what the declared counter of that name counts."""
+    within = declared(name, Kind.COUNTER).within
+    if within is None:
+        raise Undeclared(f"{name} has no bounds: declare them in velocity.io.measures")
+    return Histogram(name, within.values, within.unit)

@@ -12,6 +12,7 @@ from threading import Lock
 from typing import Any, Final
 from urllib.parse import quote
 
+from velocity.io.measures import measure
 from velocity.io.metrics import NAMESPACE, Labels, Mirror
 
 MOST_SERIES: Final = 1_000
@@ -102,9 +103,20 @@ class ToPrometheus:
             kind, name = key
             self._metrics[key] = getattr(self._client, kind)(
                 f"{NAMESPACE}_{name}",
-                "See docs/dashboards.md of Velocity.",
+                _help(name),
                 ("job_name", *(label for label, _ in labels)),
                 registry=self._registry,
                 **more,
             )
         return self._metrics[key]
+
+
+def _help(name: str) -> str:
+    """
+    >>> _help("rest_held")
+    'Not made: held back by the breaker. (requests)'
+    """
+    found = measure(name.removesuffix("_seconds"))
+    return (
+        f"{found.about} ({found.unit})" if found else "Counted by a lookup that is not Velocity's."
+    )

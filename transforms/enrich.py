@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from velocity.io.lookup import MISSING, PART, Answers, Failed, Lookup
 from velocity.io.lookup_waiting import Waiting
-from velocity.io.metrics import Histogram, counter, distribution, gauge
+from velocity.io.metrics import Counter, Distribution, Gauge, counter, histogram
 from velocity.io.records import (
     DEAD_LETTERS,
     MESSAGE,
@@ -25,7 +25,7 @@ from velocity.io.records import (
 )
 from velocity.transforms.answers import Added, Columns, NotOfType, WrongAnswer
 
-REST_CALLS: Final = Histogram("rest_calls", (10, 50, 100, 500, 1_000, 5_000), "ms")
+REST_CALLS: Final = histogram("rest_calls")
 """How long calls take."""
 
 OnMissing = Literal["null", "dead_letter"] | Mapping[str, Any]
@@ -283,16 +283,17 @@ def _measure(answers: Answers) -> None:
         missing = sum(value is MISSING for value in answers.values)
         counter("enrich_keys_missing").inc(missing)
         counter("enrich_keys_failed").inc(sum(isinstance(v, Failed) for v in answers.values))
+    # A lookup of someone's own may count what is declared nowhere.
     for name, count in answers.counts.items():
-        counter(name).inc(count)
+        Counter(name, {}).inc(count)
     for name, samples in answers.samples.items():
-        measured = distribution(name)
+        measured = Distribution(name, {})
         for sample in samples:
             measured.update(sample)
     REST_CALLS.add(answers.samples.get("rest_call_ms", ()))
     for name, state in answers.states.items():
         kind, _, service = name.partition("_")
-        gauge(kind, **({"enrichment": service} if service else {})).set(state)
+        Gauge(kind, {"enrichment": service} if service else {}).set(state)
 
 
 class Enrich(beam.PTransform):
