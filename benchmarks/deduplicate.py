@@ -17,7 +17,7 @@ import pyarrow as pa
 from apache_beam.metrics import MetricsFilter
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-from velocity.io.metrics import counter
+from velocity.io.metrics import Counter
 from velocity.io.records import MESSAGE, TIMESTAMP, messages
 from velocity.transforms.deduplicate import Deduplicate, _Memory
 
@@ -46,7 +46,7 @@ def batch(number: int) -> pa.RecordBatch:
 
 class Count(beam.DoFn):
     def __init__(self) -> None:
-        self._rows = counter("rows")
+        self._rows = Counter("rows", {})
 
     def process(self, rows: pa.RecordBatch) -> None:
         self._rows.inc(rows.num_rows)

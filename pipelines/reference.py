@@ -183,7 +183,7 @@ count, and where the results go. It is YAML, and this page explains every key. G
 Orders by city, minute by minute: the city comes from a REST service, each minute's document is
 there ten seconds after its first event, and it is corrected for an hour.
 
-```yaml
+```yaml file=deliveries.yaml
 {example}```
 
 `pipelines/pharmacy_delivery.yaml` is a larger one. Check the job, look at its graph, run it:

@@ -13,10 +13,11 @@ REGENERATE: Final = (
 )
 
 _HEAD: Final = f"""\
-<!-- Made from the commands; a change there is made here by:
-     {REGENERATE} -->
-
 # The command line
+
+Made from the commands; after a change there:
+
+    {REGENERATE}
 
 Each command tells the same with `--help`, and its exit codes at the end.
 """

@@ -1,19 +1,17 @@
-"""Laws of the pages: links lead somewhere, commands are such, and what a tutorial runs, runs."""
+"""Laws of the pages: links lead somewhere, commands are such, and references say what is declared."""
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
 import typer
 
+from tests.docs_pages import ROOT, Line, parts
 from velocity.io.measures import MEASURES, Undeclared, measure
 from velocity.io.metrics import counter, gauge, histogram
 from velocity.pipelines.metrics_reference import REGENERATE as REGENERATE_METRICS
@@ -21,11 +19,9 @@ from velocity.pipelines.metrics_reference import metrics_reference
 from velocity.runners.cli import app
 from velocity.runners.cli_reference import REGENERATE, cli_reference
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^(```+)([^\n`]*)\n(.*?)^\1\s*$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[(?:[^\]\[]|\[[^\]]*\])*\]\(([^)\s]+)\)")
-SHELL = ("sh", "sh run", "bash", "console")
 
 
 def named(path: Path) -> str:
@@ -85,44 +81,13 @@ def test_every_page_is_reached_from_the_readme() -> None:
 # -- commands -------------------------------------------------------------------------------------
 
 
-class Line(NamedTuple):
-    """A command as a page shows it."""
-
-    page: Path
-    number: int
-    text: str
-
-    def __str__(self) -> str:
-        return f"{named(self.page)}:{self.number}"
-
-
-def lines(page: Path) -> Iterator[Line]:
-    """The commands of blocks that are indented, or fenced as a shell's."""
-    shell: str | None = None
-    text = ""
-    began = 0
-    for number, raw in enumerate(page.read_text("utf-8").splitlines(), 1):
-        if raw.startswith("```"):
-            shell = raw.strip("`").strip() if shell is None else None
-            continue
-        indented = shell is None and raw.startswith("    ")
-        if not (indented or shell in SHELL):
-            continue
-        began = began or number
-        text += raw.strip().removeprefix("$ ")
-        if text.endswith("\\"):
-            text = text[:-1]
-            continue
-        yield Line(page, began, text)
-        text, began = "", 0
-
-
 COMMAND = re.compile(r"^(?:[A-Z_]+=\S* )*(?:\.venv/bin/)?(velocity|make)((?: .*)?)$")
 COMMANDS = [
     (line, found)
     for page in PAGES
     if page.name != "cli.md"
-    for line in lines(page)
+    for line in parts(page)
+    if isinstance(line, Line)
     # An output may begin with the command's name and a colon.
     if (found := COMMAND.match(line.text)) and not re.match(r"^velocity( [\w-]+)*:", line.text)
 ]
@@ -203,40 +168,3 @@ def test_a_metric_that_is_not_declared_or_declared_otherwise_is_refused() -> Non
     ):
         with pytest.raises(Undeclared, match=r"velocity\.io\.measures"):
             make()
-
-
-# -- tutorials ------------------------------------------------------------------------------------
-
-
-def runnable(page: Path) -> Iterator[tuple[str, str]]:
-    """A page's files (a fence ``yaml file=NAME``) and commands (``sh run``), in their order."""
-    for _, info, body in FENCE.findall(page.read_text("utf-8")):
-        if file := re.search(r"file=(\S+)", info):
-            yield file[1], body
-        elif info.strip() == "sh run":
-            yield "", body
-
-
-RUNNABLE = [page for page in PAGES if any(True for _ in runnable(page))]
-
-
-@pytest.mark.embedded
-@pytest.mark.parametrize("page", RUNNABLE, ids=named)
-def test_what_a_page_runs_runs_and_prints_what_it_says(page: Path, tmp_path: Path) -> None:
-    """A line ``#> text`` after a command is a part of what it prints."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    for name, body in runnable(page):
-        if name:
-            (tmp_path / name).write_text(body, "utf-8")
-            continue
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", body],
-            cwd=tmp_path,
-            env={**os.environ, "PATH": path, "COLUMNS": "200"},
-            capture_output=True,
-            check=False,
-            text=True,
-        )
-        assert done.returncode == 0, f"{body}\n{done.stdout}\n{done.stderr}"
-        for expected in re.findall(r"^#> (.*)$", body, re.MULTILINE):
-            assert expected in done.stdout + done.stderr, f"{body}\n{done.stdout}\n{done.stderr}"
