@@ -115,6 +115,43 @@ def test_each_command_of_a_page_is_one(line: Line, found: re.Match[str]) -> None
     parse(found[2])
 
 
+SPOKEN = [
+    (page, found)
+    for page in PAGES
+    if page.name != "cli.md"
+    for found in re.findall(
+        r"`(velocity (?!\d)[^`:]+)`", FENCE.sub("", page.read_text("utf-8")).replace("\n", " ")
+    )
+]
+"""Commands that a page speaks of, without all that they need."""
+
+
+def unknown(text: str) -> list[str]:
+    """What of a command that is spoken of is no command, or no option of it."""
+    name, *words = re.sub(r" -- .*", "", text).replace("=", " ").split()
+    command: Any = typer.main.get_command(app)
+    options: set[str] = set()
+    while True:
+        options |= {option for p in command.params for option in (*p.opts, *p.secondary_opts)}
+        if not (words and getattr(command, "commands", {})):
+            break
+        if words[0].startswith("-"):  # of all commands
+            break
+        for name in words.pop(0).split("|"):
+            if name not in command.commands:
+                return [name]
+        command = command.commands[name]
+    return [word for word in words if word.startswith("--") and word not in options]
+
+
+def test_each_command_that_is_spoken_of_is_one() -> None:
+    wrong = {f"{named(page)}: {text}": unknown(text) for page, text in SPOKEN}
+    assert {text: words for text, words in wrong.items() if words} == {}
+    assert unknown("velocity jobs --wach") == ["--wach"]
+    assert unknown("velocity stack upp") == ["upp"]
+    assert len(SPOKEN) > 50
+
+
 def test_a_command_that_is_none_would_be_found() -> None:
     parse("run job.yaml --until now")
     for wrong in ("rn job.yaml", "run job.yaml --untill now", "run", "alias swap job.yaml"):

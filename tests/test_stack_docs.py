@@ -149,7 +149,7 @@ STACK = [
         "docs/tutorial.md",
         {
             "velocity stack up kafka": UP,
-            "velocity run orders.yaml --until now": Step(r"documents written\s+5"),
+            "velocity run orders.yaml --until now": Step(r"documents written\W+5"),
         },
         sections=("7. On a real Kafka",),
     ),
