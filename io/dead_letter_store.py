@@ -197,19 +197,23 @@ class KafkaLetters:
         letters: list[Letter] = []
         problems: list[str] = []
         replayed: set[str] = set()
-        for message in _all_of(self.config, self.topic, self.answer_within):
-            headers = {name: value or b"" for name, value in message.headers() or ()}
-            if _MARK in headers:
-                replayed.add(headers[_MARK].decode(errors="replace"))
-                continue
-            try:
-                letter = letter_of(message.key(), message.value(), message.headers() or ())
-            except ValueError as error:
-                where = f"topic {self.topic} partition {message.partition()}"
-                problems.append(f"{where} offset {message.offset()}: no dead letter: {error}")
-                continue
-            if letter.job == self.job:
-                letters.append(letter)
+        try:
+            for message in _all_of(self.config, self.topic, self.answer_within):
+                headers = {name: value or b"" for name, value in message.headers() or ()}
+                if _MARK in headers:
+                    replayed.add(headers[_MARK].decode(errors="replace"))
+                    continue
+                try:
+                    letter = letter_of(message.key(), message.value(), message.headers() or ())
+                except ValueError as error:
+                    where = f"topic {self.topic} partition {message.partition()}"
+                    problems.append(f"{where} offset {message.offset()}: no dead letter: {error}")
+                    continue
+                if letter.job == self.job:
+                    letters.append(letter)
+        except _NoTopic:
+            # Brokers make it with the first letter: before that there is nothing wrong.
+            problems.append(f"there is no topic {self.topic}: no dead letter has been written")
         return Found(collected(letters, replayed), problems)
 
     @contextmanager
@@ -291,12 +295,18 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+class _NoTopic(Exception):
+    """The brokers answer, and don't have it."""
+
+
 def _all_of(config: KafkaConfig, topic: str, answer_within: float) -> Iterator[Any]:
-    """The messages of a topic, to its end as it is when it is reached."""
+    """The messages of a topic, to its end as it is when it is reached. Raises ``_NoTopic``."""
     with closing(open_consumer(config)) as consumer:
         try:
             metadata = consumer.list_topics(topic, timeout=answer_within).topics[topic]
             if metadata.error is not None:
+                if metadata.error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    raise _NoTopic
                 raise KafkaException(metadata.error)
             at = [TopicPartition(topic, number) for number in metadata.partitions]
             for partition in at:

@@ -139,7 +139,7 @@ JANUARY = "velocity replay job.yaml --from 2026-01-01T00:00:00Z --to 2026-02-01T
 IN_JAKARTA = (
     "velocity replay job.yaml --from 2026-01-01T00:00:00+07:00 --to 2026-02-01T00:00:00+07:00"
 )
-REPLAYED = Step(r"documents", more="--workers 1")
+REPLAYED = Step(r"documents", more="--workers 1 --part all")
 UP = Step(after=addresses)
 BOARD = Step(r"Board: http\S+", ends=False, serves="/", more="--port 0")
 
@@ -158,7 +158,7 @@ STACK = [
     Page(
         "docs/operations.md",
         {
-            "velocity jobs --watch": Step("name", ends=False, code=130),
+            "velocity jobs --watch": Step("No job runs", ends=False, code=130),
             "velocity run job.yaml --runner flink": VIEW._replace(more=ONE),
             "velocity trace EVT-17 --job job.yaml --since 2026-01-05T00:00:00Z": Step(
                 "pharmacy.events", instead=an_event
@@ -185,6 +185,7 @@ STACK = [
             "velocity board domain.yaml --sqlite documents.db --dead-letters dead-letters": BOARD,
         },
         domain,
+        again=("Rotate credentials",),  # of a job on Flink each start takes long
     ),
     Page(
         "docs/runners.md",
@@ -234,7 +235,7 @@ STACK = [
     Page(
         "README.md",
         {
-            ".venv/bin/velocity demo --all": Step("equal", more="--events 1000"),
+            ".venv/bin/velocity demo --all": Step("equal", more="--events 500"),
             "velocity validate deliveries.yaml": Step("deliveries.yaml: OK"),
             "velocity plan deliveries.yaml": Step("orders_by_city"),
             "velocity stack up": UP,
