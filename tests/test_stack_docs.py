@@ -226,7 +226,7 @@ STACK = [
     Page(
         "docs/ingest.md",
         {
-            "(cd build && zip -qr ../function.zip velocity confluent_kafka"
+            "(cd build && python -m zipfile -c ../function.zip velocity confluent_kafka"
             " confluent_kafka.libs)": Step(after=handler)
         },
         checkout,
