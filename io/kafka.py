@@ -73,7 +73,7 @@ class ReadFromKafka(beam.PTransform):
     stop: Literal["latest"] | datetime | Offsets | None = None
     disorder: timedelta = timedelta(seconds=30)
     idle_after: timedelta = timedelta(seconds=60)
-    batch_size: int = 5_000
+    batch_size: int = 20_000
     bundle_time: timedelta = timedelta(seconds=2)
     bundle_size: int = 500_000  # Flink takes up to a second between two bundles: long ones are fast
     bundle_bytes: int = 128 * 2**20
