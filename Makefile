@@ -8,7 +8,7 @@ SEED ?= 1
 BOARD ?= yes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-stack test-failed test-chaos lint clean
+.PHONY: help demo test test-stack test-failed test-chaos bench-quick lint clean
 
 help: ## Say what there is.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,9 @@ test-failed: .venv/installed ## Run again only what failed last time.
 
 test-chaos: .venv/installed ## Kill, pause and cut for ROUNDS rounds, or MINUTES; SEED says which.
 	CHAOS_ROUNDS=$(ROUNDS) CHAOS_MINUTES=$(MINUTES) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -q -s -m chaos
+
+bench-quick: .venv/installed ## Compare Velocity on Flink with a bare loop, and with what was recorded: two minutes.
+	$(BIN)/python benchmarks/speed --systems floor,flink --events 1000000 --guard benchmarks/speed/ratios.json
 
 lint: .venv/installed
 	$(BIN)/ruff check

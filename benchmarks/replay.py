@@ -2,8 +2,8 @@
 
     python benchmarks/replay.py --events 10000000 --workers 2
 
-It makes an enriched archive of a day of pharmacy events (once, in --folder), replays it with
-`pipelines/pharmacy_delivery.yaml` into a SQLite file, and prints a line of JSON.
+It makes an enriched archive of a day of pharmacy events, or of several (once, in --folder), replays it with
+`pipelines/pharmacy_delivery.yaml` into a SQLite file, a day at a time, and prints a line of JSON.
 """
 
 import argparse
@@ -35,12 +35,12 @@ START = datetime(2026, 1, 5, tzinfo=UTC)
 HOURS, PARTITIONS = 24, 4
 
 
-def make(folder: Path, events: int) -> None:
-    """An enriched archive of a day, in the columns of the job."""
+def make(folder: Path, events: int, days: int) -> None:
+    """An enriched archive of some days, in the columns of the job."""
     rng = np.random.default_rng(1)
-    each = events // HOURS // PARTITIONS
+    each = events // (days * HOURS) // PARTITIONS
     root = folder_of(str(folder), Kind.ENRICHED, "pharmacy_delivery")
-    for hour in range(HOURS):
+    for hour in range(days * HOURS):
         at = int((START + timedelta(hours=hour)).timestamp())
         for partition in range(PARTITIONS):
             table = rows(rng, each, at * 1000, partition, hour * each)
@@ -125,14 +125,16 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--events", type=int, default=10_000_000)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--hours", type=int, default=HOURS, help="of the day, from its start")
+    parser.add_argument("--days", type=int, default=1, help="that the events are of")
+    parser.add_argument("--hours", type=int, help="to replay, from the start; else all")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/velocity-replay-benchmark"))
     given = parser.parse_args()
-    folder = given.folder / str(given.events)
+    folder = given.folder / f"{given.events}-{given.days}"
     if not files_of(str(folder), Kind.ENRICHED, "pharmacy_delivery"):
-        make(folder, given.events)
+        make(folder, given.events, given.days)
     job = load(JOB).model_copy(update={"archive": ArchiveSpec(path=str(folder))})
-    replay = Replay(job, "archive", START, START + timedelta(hours=given.hours), {})
+    hours = given.hours or given.days * HOURS
+    replay = Replay(job, "archive", START, START + timedelta(hours=hours), {})
     store = folder / "documents.db"
     for old in folder.glob("documents.db*"):
         old.unlink()

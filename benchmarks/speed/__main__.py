@@ -36,7 +36,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from elasticsearch import Elasticsearch, helpers
 from environments import environ, environment
 from machine import Watch
-from report import Run, chart, table
+from report import Run, chart, ratios, table, worse
 from rest import RestService
 from systems import SYSTEMS, Place, System
 from workload import CITIES, PARTITIONS, Workload
@@ -59,6 +59,11 @@ def main() -> int:
     parser.add_argument("--state", type=Path, help="folder of the servers, kept; else a new one")
     parser.add_argument("--json", type=Path, help="file for what was measured")
     parser.add_argument("--chart", type=Path, help="SVG file")
+    parser.add_argument(
+        "--guard",
+        type=Path,
+        help="file of ratios to the floor: warns of worse ones, takes new systems",
+    )
     given = parser.parse_args()
     names = given.systems.split(",")
     if unknown := [name for name in names if name not in SYSTEMS]:
@@ -90,7 +95,19 @@ def main() -> int:
     print(table(runs))
     if given.chart:
         given.chart.write_text(chart(runs))
+    if given.guard:
+        guard(given.guard, runs)
     return 0
+
+
+def guard(file: Path, runs: list[Run]) -> None:
+    now, then = ratios(runs), json.loads(file.read_text()) if file.exists() else {}
+    for line in worse(now, then):
+        print(f"WARNING: {line} ({file}; delete it there to record anew)", file=sys.stderr)
+    if any(run.void for run in runs):
+        print("WARNING: the machine was busy with something else", file=sys.stderr)
+    elif new := {name: values for name, values in now.items() if name not in then}:
+        file.write_text(json.dumps(then | new, indent=1) + "\n")
 
 
 @contextmanager

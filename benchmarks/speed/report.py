@@ -12,6 +12,8 @@ from systems import SYSTEMS
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from docs.svg_chart import Picture
 
+MOST_WORSE = 0.15
+"""Than what was recorded, before it is worth a warning."""
 MOST_OTHERS = 0.05
 """Of the machine, for a run that counts."""
 
@@ -91,6 +93,44 @@ def table(runs: Sequence[Run]) -> str:
         )
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def ratios(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
+    """Of each system to the floor, which must be among them: events a second, and processors for an event.
+
+    >>> from dataclasses import replace
+    >>> floor = Run("floor", 1_000_000, 5.0, 0.5, 5.0, 80.0, 20, 0, 960, 0.01)
+    >>> ratios([floor, replace(floor, system="flink", seconds=10.0, cpu=11.0)])
+    {'flink': {'rate': 0.5, 'cpu': 2.2}}
+    """
+    rate, cpu = {}, {}
+    for name, some in by_system(runs).items():
+        rate[name] = median(r.rate for r in some)
+        cpu[name] = median(r.cpu / r.events for r in some)
+    return {
+        name: {
+            "rate": round(rate[name] / rate["floor"], 3),
+            "cpu": round(cpu[name] / cpu["floor"], 3),
+        }
+        for name in rate
+        if name != "floor"
+    }
+
+
+def worse(now: dict[str, dict[str, float]], then: dict[str, dict[str, float]]) -> list[str]:
+    """What to warn of: ratios that are worse than those recorded by more than ``MOST_WORSE``.
+
+    >>> worse({"flink": {"rate": 0.4, "cpu": 2.2}}, {"flink": {"rate": 0.5, "cpu": 2.0}})
+    ['flink: rate is 0.4 of the floor, and was 0.5']
+    """
+    found = []
+    for name, values in now.items():
+        for what, value in values.items():
+            was = then.get(name, {}).get(what)
+            fell = was is not None and (value / was if what == "cpu" else was / value) - 1
+            if fell and fell > MOST_WORSE:
+                found.append(f"{name}: {what} is {value} of the floor, and was {was}")
+    return found
 
 
 def chart(runs: Sequence[Run]) -> str:
