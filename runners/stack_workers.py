@@ -33,6 +33,8 @@ from velocity.runners.stack_ports import HOST
 PATIENCE: Final = 10.0
 """Seconds that a worker has to end before it is killed."""
 
+_REAP_EVERY: Final = 5.0
+
 _log = logging.getLogger("velocity.runners.stack_workers")  # it runs as __main__
 
 Spawn = Callable[[Sequence[str]], "subprocess.Popen[bytes]"]
@@ -97,6 +99,17 @@ class WorkerPool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):
             workers = list(self._workers.values())
         return [worker.pid for worker in workers if worker.poll() is None]
 
+    def reap(self) -> None:
+        """Forgets the workers that have ended by themselves, and says how: else each stays a zombie."""
+        with self._lock:
+            ended = {i: w for i, w in self._workers.items() if w.poll() is not None}
+            for worker_id in ended:
+                del self._workers[worker_id]
+        for worker_id, worker in ended.items():
+            code = worker.returncode
+            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+            _log.info("worker %s has ended by itself, pid %d, %s", worker_id, worker.pid, how)
+
     def close(self) -> None:
         """Ends all workers."""
         with self._lock:
@@ -145,7 +158,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _log.info("metrics for Prometheus on http://%s:%d/metrics", HOST, bound)
         server, bound = serve(given.port, pool)
         _log.info("workers for Python %s on %s:%d", sys.version.split()[0], HOST, bound)
-        ended.wait()
+        while not ended.wait(_REAP_EVERY):
+            pool.reap()
         pool.close()
         server.stop(1.0)
 

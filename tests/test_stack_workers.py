@@ -1,5 +1,6 @@
 """A Flink task asks the pool for a worker; the worker gets what the job was staged with."""
 
+import logging
 import subprocess
 import sys
 import time
@@ -44,9 +45,13 @@ class FakeWorker:
     def __init__(self, command: Sequence[str]) -> None:
         self.command = list(command)
         self.ended = False
+        self.returncode: int | None = None
 
     def terminate(self) -> None:
         self.ended = True
+
+    def poll(self) -> int | None:
+        return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
         assert self.ended
@@ -97,6 +102,22 @@ def test_only_the_worker_that_is_named_is_stopped(pool: Pool) -> None:
         pool.stub.StartWorker(start_request(worker))
     pool.stub.StopWorker(beam_fn_api_pb2.StopWorkerRequest(worker_id="1-2"))
     pool.stub.StopWorker(beam_fn_api_pb2.StopWorkerRequest(worker_id="unknown"))
+    assert [worker.ended for worker in pool.workers] == [False, True]
+
+
+def test_a_worker_that_has_ended_by_itself_is_reaped_and_told(
+    pool: Pool, caplog: pytest.LogCaptureFixture
+) -> None:
+    for worker in ("1-1", "1-2"):
+        pool.stub.StartWorker(start_request(worker))
+    pool.workers[0].returncode = -9
+    with caplog.at_level(logging.INFO):
+        pool.pool.reap()
+        pool.pool.reap()
+    assert [r.message for r in caplog.records if "ended" in r.message] == [
+        "worker 1-1 has ended by itself, pid 7, signal 9"
+    ]
+    pool.pool.close()
     assert [worker.ended for worker in pool.workers] == [False, True]
 
 
