@@ -1,8 +1,10 @@
-"""States of a bundle, of which a worker holds a bounded number instead of all until the bundle ends.
+"""States of a bundle, of which a worker holds a bounded number, and writes many at once.
 
 Beam holds each state that a bundle has touched, some 3 KB with its key, until the bundle ends. Flink fires
 all timers that a watermark has passed in one bundle, however many: 200,000 transactions that fell due
 at once were a worker of a gigabyte, though Flink has their states.
+
+And it writes one after the other, each time waiting for the runner's answer, a millisecond or more.
 """
 
 from typing import Any, Final
@@ -11,6 +13,43 @@ from apache_beam.runners.worker import bundle_processor
 
 MOST_STATES: Final = 1_000
 """That a step holds, besides those of the key at hand."""
+
+
+class _Written:
+    """The answer to a write, which is waited for with those of the others."""
+
+    def get(self, timeout: float | None = None) -> None:
+        """Nothing to wait for yet."""
+
+
+class Pipelined:
+    """A handler of states whose writes are sent without waiting for the answers to those before.
+
+    The runner answers in the order of the requests, which are of one stream.
+    """
+
+    def __init__(self, handler: Any) -> None:
+        self._handler = handler
+        self._sent: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._handler, name)
+
+    def extend(self, *arguments: Any) -> _Written:
+        return self._send(self._handler.extend(*arguments))
+
+    def clear(self, *arguments: Any) -> _Written:
+        return self._send(self._handler.clear(*arguments))
+
+    def _send(self, answer: Any) -> _Written:
+        self._sent.append(answer)
+        return _Written()
+
+    def settle(self) -> None:
+        """Returns when all that was sent is written; raises what a write failed of."""
+        sent, self._sent = self._sent, []
+        for answer in sent:
+            answer.get()
 
 
 class BoundedStates(bundle_processor.FnApiUserStateContext):
@@ -22,9 +61,14 @@ class BoundedStates(bundle_processor.FnApiUserStateContext):
 
     most = MOST_STATES
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
+    def __init__(self, handler: Any, *arguments: Any, **named: Any) -> None:
+        self._writes = Pipelined(handler)
+        super().__init__(self._writes, *arguments, **named)
         self._at_hand: Any = None
+
+    def commit(self) -> None:
+        super().commit()
+        self._writes.settle()
 
     def get_state(self, *args: Any) -> Any:
         """The state of (specification, key, window)."""

@@ -1,5 +1,6 @@
 """Laws of the states that a worker holds: as many as are at hand, and never another value for it."""
 
+import types
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -88,6 +89,43 @@ def test_every_key_has_the_values_that_it_would_have_without_a_bound(
             assert len(context._all_states) <= most + 2
         context.commit()
         context.reset()
+
+
+class Slow(Runner):
+    """Answers a write only when it is asked for the answer, and fails those of one key."""
+
+    def __init__(self, fails: str = "") -> None:
+        super().__init__()
+        self.waited_for: list[str] = []
+        self._fails = fails
+
+    def extend(self, key: Any, coder: Any, values: Any) -> Any:
+        super().extend(key, coder, values)
+        return types.SimpleNamespace(get=lambda: self._answer(key.bag_user_state.key[-1:].decode()))
+
+    def _answer(self, key: str) -> None:
+        self.waited_for.append(key)
+        if key == self._fails:
+            raise RuntimeError(f"{key} could not be written")
+
+
+def test_all_writes_are_sent_before_the_first_is_waited_for() -> None:
+    runner = Slow()
+    context = states(runner, 10)
+    for key in (b"a", b"b"):
+        context.get_state(ALL, key, WINDOW).add(1)
+    bundle_processor.FnApiUserStateContext.commit(context)
+    assert (len(runner.kept), runner.waited_for) == (2, [])
+    context.commit()
+    assert runner.waited_for == ["a", "b", "a", "b"]
+
+
+def test_a_write_that_failed_fails_the_commit() -> None:
+    context = states(Slow(fails="a"), 10)
+    for key in (b"a", b"b"):
+        context.get_state(ALL, key, WINDOW).add(1)
+    with pytest.raises(RuntimeError, match="a could not be written"):
+        context.commit()
 
 
 class Count(beam.DoFn):
