@@ -10,6 +10,7 @@ from typing import Final
 
 from velocity.runners.flink_errors import FlinkError
 from velocity.runners.stack_state import StackState
+from velocity.transforms.metric import PANES_TOLD
 
 LOCAL: Final = "local"
 """The master that is a Flink inside the job server, its workers in the submitting process."""
@@ -196,6 +197,7 @@ def pipeline_options(
         "--finish_bundle_before_checkpointing",
         # An event waits for the end of the bundles of some three steps; by default each is a second.
         f"--max_bundle_time_mills={_millis(BUNDLE_TIME)}",
+        f"--experiments={PANES_TOLD}",
     ]
     if bounded:
         # Else Beam keeps sources that have ended, as Flink before 1.14 took no checkpoint without.

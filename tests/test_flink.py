@@ -41,6 +41,7 @@ from velocity.runners.flink_rest import Failure, FlinkJob
 from velocity.runners.flink_submit import await_running, cancel_named, quiet
 from velocity.runners.run_cli import command_again
 from velocity.runners.stack_state import ComponentRecord, StackState
+from velocity.transforms.metric import PANES_TOLD
 
 STACK = StackState().having(
     ComponentRecord(
@@ -123,6 +124,8 @@ def test_checkpoints_finish_bundles_first() -> None:
     chosen = pipeline_options(given, CLUSTER, "a", bounded=False)
     assert "--checkpointing_interval=1500" in chosen
     assert "--finish_bundle_before_checkpointing" in chosen
+    assert "--max_bundle_time_mills=200" in chosen
+    assert f"--experiments={PANES_TOLD}" in chosen
 
 
 def test_only_sources_that_end_are_shut_down() -> None:
@@ -143,7 +146,7 @@ def test_users_options_win() -> None:
     chosen = PipelineOptions([*ours, *own])
     assert chosen.get_all_options()["parallelism"] == 7
     assert chosen.view_as(PortableOptions).environment_type == "DOCKER"
-    assert chosen.view_as(DebugOptions).experiments == ["x"]
+    assert chosen.view_as(DebugOptions).experiments == [PANES_TOLD, "x"]
 
 
 def test_the_cluster_s_own_settings_hold_where_nothing_is_given() -> None:
@@ -409,7 +412,10 @@ def test_a_job_server_dies_with_a_submission_that_is_killed(tmp_path: Path) -> N
         finally:
             os._exit(1)
     assert os.read(read, 2) == b"up"
-    pid = int((tmp_path / "log").read_text().split()[1])
+    deadline = time.monotonic() + 30
+    while len(told := (tmp_path / "log").read_text().split()) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    pid = int(told[1])
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     deadline = time.monotonic() + 30

@@ -349,11 +349,14 @@ class _State:
 
     def __init__(self) -> None:
         self.kept: Any = None
+        self.calls: list[str] = []
 
     def read(self) -> Any:
+        self.calls.append("read")
         return self.kept
 
     def write(self, value: Any) -> None:
+        self.calls.append("write")
         self.kept = value
 
 
@@ -388,6 +391,30 @@ def test_a_pane_that_brings_nothing_shows_what_was_known_or_is_not_written(
     # Two late events, at 1 s and 2 s.
     together = [(1, (1, 1)), (1, (1, 0))]
     assert shown(together, late) == [("m", None, 0, 60, "late", 8, 9, 1_500)]
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_windows_only_pane_asks_for_no_state_where_the_runner_tells_that_it_is(
+    told: bool,
+) -> None:
+    wanted = Metric("m", SUM, Fixed(MINUTE))
+    document = _ToDocument("job", PreAggregation(SCHEMA, "at", [wanted]))
+    panes = _PaneByPane(document, show_early=True, told=told)
+    window = IntervalWindow(Timestamp(0), Timestamp(60))
+
+    def made(state: _State, first: bool, last: bool, total: int) -> Any:
+        info = PaneInfo(first, last, PaneInfoTiming.ON_TIME, 0, 0)
+        [it] = panes.process((b'["m"]', [(1_000, (1, (total, 0)))]), window, info, state)
+        return it.values["total"]
+
+    only, several = _State(), _State()
+    assert made(only, True, True, 3) == 3
+    assert only.calls == ([] if told else ["read", "write"])
+    assert [made(several, True, False, 1), made(several, False, False, 2)] == [1, 3]
+    assert made(several, False, True, 4) == 7
+    skipped = {("read", 0), ("write", 2)} if told else set()
+    wanted_calls = [(c, i) for i in range(3) for c in ("read", "write") if (c, i) not in skipped]
+    assert several.calls == [call for call, _ in wanted_calls]
 
 
 DIMENSIONS = st.lists(

@@ -13,6 +13,7 @@ from typing import Any, Final
 import apache_beam as beam
 import pyarrow as pa
 from apache_beam.coders import FastPrimitivesCoder
+from apache_beam.options.pipeline_options import DebugOptions
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.trigger import (
     AccumulationMode,
@@ -41,7 +42,7 @@ from velocity.io.records import (
 )
 from velocity.transforms.expressions import failed_rows
 from velocity.transforms.ids import LONGEST, IdTemplate
-from velocity.transforms.metric import Metric
+from velocity.transforms.metric import PANES_TOLD, Metric
 from velocity.transforms.partials import MetricError, Partial, PreAggregation, merge
 from velocity.transforms.windows import Days, Fixed, Global, Session, Sliding, Window, millis
 
@@ -217,7 +218,11 @@ class _Windowed(beam.PTransform):
             may_grow = bool(self._early or self._lateness)
             to_documents: beam.DoFn = _WholePane(self._document, session, may_grow=may_grow)
         else:
-            to_documents = _PaneByPane(self._document, show_early=self._early is not None)
+            options = partials.pipeline.options.view_as(DebugOptions)
+            told = bool(options.lookup_experiment(PANES_TOLD, False))
+            to_documents = _PaneByPane(
+                self._document, show_early=self._early is not None, told=told
+            )
         documents = beam.ParDo(to_documents).with_output_types(Document)
         # The windows have served; documents of all metrics go on together.
         return panes | "Merge" >> documents | "Unwindow" >> beam.WindowInto(GlobalWindows())
@@ -391,9 +396,9 @@ class _PaneByPane(beam.DoFn):
 
     _SO_FAR = ReadModifyWriteStateSpec("so_far", FastPrimitivesCoder())
 
-    def __init__(self, document: "_ToDocument", *, show_early: bool) -> None:
+    def __init__(self, document: "_ToDocument", *, show_early: bool, told: bool = False) -> None:
         self._document = document
-        self._show_early = show_early
+        self._show_early, self._told = show_early, told
 
     def process(
         self,
@@ -404,14 +409,13 @@ class _PaneByPane(beam.DoFn):
     ) -> Iterator[Document]:
         key, timed = pane
         # Each way to the runner's states and back takes a millisecond, as much as a thousand rows
-        # do; most windows of a backlog have one pane. A runner that knows nothing of panes says UNKNOWN.
-        known = info.timing != PaneInfoTiming.UNKNOWN
-        before = None if known and info.is_first else so_far.read()
+        # do; most windows of a backlog have one pane.
+        before = None if self._told and info.is_first else so_far.read()
         new = list(timed)
         if new:
             partials = [partial for _, partial in new]
             partial = self._document.merge(key, [before, *partials] if before else partials)
-            if not (known and info.is_last):
+            if not (self._told and info.is_last):
                 so_far.write(partial)
         else:
             # Flink's on-time pane comes even if nothing is new; it says that the window is complete
