@@ -41,7 +41,6 @@ from velocity.runners.stack_java import installed_jdks, need_jdk
 from velocity.runners.stack_paths import state_folder
 from velocity.runners.stack_ports import HOST
 from velocity.runners.stack_state import read_state
-from velocity.runners.stack_worker_states import bound_states
 
 START_WITHIN: Final = 180.0
 """Seconds that Flink has to start all tasks of a job, its Python workers among them."""
@@ -217,6 +216,8 @@ def serving(
         ]
         keys = configuration(options)
         if where.local:
+            from velocity.runners.stack_worker_states import bound_states  # it imports Beam
+
             bound_states()  # its workers are threads of this process
             # by default it keeps checkpoints in memory, and fails from 5 MB on
             keys["state.checkpoints.dir"] = (own / "checkpoints").as_uri()
