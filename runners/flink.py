@@ -10,7 +10,7 @@ from typing import Final
 
 from velocity.runners.flink_errors import FlinkError
 from velocity.runners.stack_state import StackState
-from velocity.transforms.metric import PANES_TOLD
+from velocity.transforms.panes import PANES_TOLD
 
 LOCAL: Final = "local"
 """The master that is a Flink inside the job server, its workers in the submitting process."""

@@ -41,7 +41,7 @@ from velocity.runners.flink_rest import Failure, FlinkJob
 from velocity.runners.flink_submit import await_running, cancel_named, quiet
 from velocity.runners.run_cli import command_again
 from velocity.runners.stack_state import ComponentRecord, StackState
-from velocity.transforms.metric import PANES_TOLD
+from velocity.transforms.panes import PANES_TOLD
 
 STACK = StackState().having(
     ComponentRecord(

@@ -7,10 +7,6 @@ from typing import Final
 
 from velocity.transforms.windows import Window
 
-PANES_TOLD: Final = "velocity_panes_told"
-"""An experiment among the pipeline's options: its runner says of each pane whether it is its window's first,
-or last. Flink does; Prism calls several the first."""
-
 
 @dataclass(frozen=True)
 class Metric:

@@ -42,7 +42,8 @@ from velocity.io.records import (
 )
 from velocity.transforms.expressions import failed_rows
 from velocity.transforms.ids import LONGEST, IdTemplate
-from velocity.transforms.metric import PANES_TOLD, Metric
+from velocity.transforms.metric import Metric
+from velocity.transforms.panes import PANES_TOLD
 from velocity.transforms.partials import MetricError, Partial, PreAggregation, merge
 from velocity.transforms.windows import Days, Fixed, Global, Session, Sliding, Window, millis
 
