@@ -75,7 +75,7 @@ class ReadFromKafka(beam.PTransform):
     idle_after: timedelta = timedelta(seconds=60)
     batch_size: int = 20_000
     bundle_time: timedelta = timedelta(seconds=2)
-    bundle_size: int = 500_000  # Flink takes up to a second between two bundles: long ones are fast
+    bundle_size: int = 500_000  # Flink pauses between two bundles: long ones are fast
     bundle_bytes: int = 128 * 2**20
     group: str | None = None
     discover_every: timedelta = timedelta(seconds=10)

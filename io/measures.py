@@ -74,7 +74,7 @@ MEASURES: Final[Mapping[str, Sequence[Measure]]] = {
         Measure("filtered_rows", "rows", "That passed the filter."),
         Measure("enriched_rows", "rows", "Put out by enrichment."),
         Measure("derived_rows", "rows", "Put out with derived columns."),
-        Measure("partials", "partial results", "Of a batch: one a metric, key and slice of time."),
+        Measure("partials", "partial results", "Of a bundle: one a metric, key and slice of time."),
     ),
     "Enrichment": (
         Measure("enrich_keys", "keys", "Looked up: once for each batch that has them."),

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from threading import Event, Thread
-from types import TracebackType
 from typing import NamedTuple, Self
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -71,7 +70,7 @@ class Look(NamedTuple):
 
 
 class Watch:
-    """Looks at a system's processes all ten times a second for as long as it is entered."""
+    """Looks at a system's processes five times a second for as long as it is entered."""
 
     def __init__(self, root: int, servers: Iterable[int]) -> None:
         self._root, self._servers = root, list(servers)
@@ -104,11 +103,6 @@ class Watch:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
