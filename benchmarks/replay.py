@@ -15,6 +15,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pyarrow as pa
@@ -31,16 +32,18 @@ from velocity.pipelines.replay import Replay
 from velocity.runners.replay import Where, replay_parts
 
 JOB = Path(__file__).parent.parent / "pipelines" / "pharmacy_delivery.yaml"
-START = datetime(2026, 1, 5, tzinfo=UTC)
-HOURS, PARTITIONS = 24, 4
+START = datetime(2026, 1, 5, tzinfo=ZoneInfo("Asia/Jakarta")).astimezone(UTC)
+"""Midnight where the job's days are, so that no part reads a day of which it writes half."""
+NIGHT, HOURS, PARTITIONS = 5, 24, 4
+"""Till five in the morning nobody orders, so that a rush (a session) ends on the day it began."""
 
 
 def make(folder: Path, events: int, days: int) -> None:
     """An enriched archive of some days, in the columns of the job."""
     rng = np.random.default_rng(1)
-    each = events // (days * HOURS) // PARTITIONS
+    each = events // (days * (HOURS - NIGHT)) // PARTITIONS
     root = folder_of(str(folder), Kind.ENRICHED, "pharmacy_delivery")
-    for hour in range(days * HOURS):
+    for hour in (hour for hour in range(days * HOURS) if hour % HOURS >= NIGHT):
         at = int((START + timedelta(hours=hour)).timestamp())
         for partition in range(PARTITIONS):
             table = rows(rng, each, at * 1000, partition, hour * each)
@@ -143,7 +146,7 @@ def main() -> None:
     began, cpu = time.monotonic(), os.times()
     counters = replay_parts(
         replay,
-        replay.parts(None, datetime.now(UTC)),
+        replay.parts(timedelta(days=1), datetime.now(UTC)),
         Where(workers=given.workers),
         lambda: ({"sqlite": WriteToSqlite(str(store))}, None),
         console=Console(stderr=True),

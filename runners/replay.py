@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,6 +26,7 @@ from velocity.runners.flink_errors import FlinkError, JobFailed
 from velocity.runners.flink_rest import Flink
 from velocity.runners.flink_submit import Submitted, quiet, submit_and_wait
 from velocity.runners.flink_view import NAMESPACE
+from velocity.runners.memory import give_back
 from velocity.runners.options import options_for
 from velocity.runners.run import counters_of, in_job_server, run
 from velocity.runners.terminal import every
@@ -90,20 +92,24 @@ def replay_parts(
 
     After each part ``state`` says that it is done, unless it has windows that are not over yet; it
     is forgotten when all are. A part of which something was cut is made again with more read around
-    it, up to ``replay.widest``. What is still cut is counted, of parts that were done before too.
+    it, up to ``replay.widest``, as are the parts after it from the start. What is still cut is
+    counted, of parts that were done before too.
     """
     done = state.done() if state else {}
     left = [part for part in parts if part.wanted not in done]
     if len(left) < len(parts):
         console.print(f"{len(parts) - len(left)} of {len(parts)} parts are done already")
     total = {"documents_cut": sum(done.values())}
+    pad = replay.pad
     for n, part in enumerate(left, len(parts) - len(left) + 1):
-        counters = _until_quiet(replay, part, where, outputs, f"part {n} of {len(parts)}", console)
+        name = f"part {n} of {len(parts)}"
+        counters, pad = _until_quiet(replay, part, pad, where, outputs, name, console)
         for name, count in counters.items():
             total[name] = total.get(name, 0) + count
         if state and not counters.get("documents_open"):
             done[part.wanted.start, part.wanted.stop] = counters.get("documents_cut", 0)
             state.add(done)
+        give_back()
     if state:
         state.forget()
     return total
@@ -112,19 +118,22 @@ def replay_parts(
 def _until_quiet(
     replay: Replay,
     part: Part,
+    pad: timedelta,
     where: Where,
     outputs: Outputs,
     name: str,
     console: Console,
-) -> Counters:
-    pad = replay.pad
+) -> tuple[Counters, timedelta]:
+    """The counters of a part, and how far around it was read in the end."""
+    if pad > replay.pad:
+        part = replay.wider(part, pad)
     for _ in range(_TRIES):
         counters = _run(_PartOfReplay(replay, part, outputs), where, name, console)
         if counters.get(_RESTARTS) and pad:
             console.print("Flink restarted it, and can't say if documents were cut; once more")
             continue
         if not counters.get("documents_cut") or pad >= replay.widest:
-            return counters
+            return counters, pad
         pad = min(pad * _WIDER, replay.widest)
         part = replay.wider(part, pad)
         console.print(f"{counters['documents_cut']} documents go on outside; reading {pad} around")

@@ -301,7 +301,7 @@ def document(start: int, end: int) -> Document:
     st.integers(1, 3),
     st.integers(-99 * HOUR, 99 * HOUR),
     st.integers(1, 200 * HOUR),
-    st.none() | st.integers(5, 60).map(lambda hours: timedelta(hours=hours)),
+    st.none() | st.sampled_from([*range(5, 60), 72, 96]).map(lambda hours: timedelta(hours=hours)),
 )
 def test_each_day_that_reaches_into_a_replays_range_is_written_by_one_part_that_reads_it_whole(
     change: tuple[str, int], count: int, begin: int, length: int, of: timedelta | None
@@ -320,3 +320,16 @@ def test_each_day_that_reaches_into_a_replays_range_is_written_by_one_part_that_
             writes = divided[verdicts.index("write")]
             assert writes.read.start <= start
             assert time <= writes.read.stop
+
+
+@settings(max_examples=50)
+@given(st.sampled_from(CHANGES), st.integers(1, 3), st.integers(-99 * HOUR, 99 * HOUR))
+def test_no_part_of_as_many_days_as_a_window_has_reads_what_another_reads(
+    change: tuple[str, int], count: int, begin: int
+) -> None:
+    zone, middle = change
+    window, span = Days(count, zone), Span(middle + begin, middle + begin + 200 * HOUR)
+    each = timedelta(days=count)
+    divided = parts([window], span, each, pad=timedelta(0), until=10**15)
+    full = [part.read for part in divided if part.read.start < part.read.stop]
+    assert all(one.stop == next_.start for one, next_ in zip(full, full[1:], strict=False))

@@ -246,13 +246,44 @@ def test_documents_that_go_on_outside_of_all_that_is_read_are_told_by_the_exit_c
     assert {body["metric"] for body in found} == {"by_day", "by_hours"}
 
 
+def test_a_part_is_read_as_far_around_as_the_part_before_it_had_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_in(tmp_path, JOB.replace("session: 30m", "session: 1h"))
+    history = [
+        Event(24 * 60 * day + minute, "s1", 20)
+        for day in range(4)
+        for minute in range(-700, 700, 50)
+    ]
+    archive(job, history)
+    plan = plan_of(
+        Replay(job, "archive", START + timedelta(1), START + timedelta(4), {}),
+        tmp_path,
+        timedelta(1),
+    )
+    usual, made = runner._run, []
+
+    def counting(part: Any, *arguments: Any) -> Any:
+        made.append(part.part)
+        return usual(part, *arguments)
+
+    monkeypatch.setattr(runner, "_run", counting)
+    assert carried(plan)[0] == 0
+    wanted = [part.wanted for part in made]
+    assert len(wanted) > len(set(wanted))  # it had to be read again
+    assert wanted[1:] == sorted(set(wanted))  # but the first only
+    found = read_documents(str(tmp_path / "documents.db"))
+    again = recomputed(job, history, START + timedelta(1), START + timedelta(4))
+    assert list(differences(again, found)) == []
+
+
 def test_a_replay_that_goes_on_tells_what_was_left_out_before_it_was_killed(
     tmp_path: Path,
 ) -> None:
     job = job_in(tmp_path)
     archive(job, steady(60))
     plan = plan_of(Replay(job, "archive", START, START + timedelta(2), {}), tmp_path, timedelta(1))
-    first, _ = plan.replay.parts(plan.length, datetime.now(UTC))
+    first, *_ = plan.replay.parts(plan.length, datetime.now(UTC))
     _state(plan, _target(plan)).add({first.wanted: 7})
     code, said = carried(plan)
     assert code == LEFT_OUT

@@ -6,11 +6,13 @@ from datetime import timedelta
 from typing import Any, Literal, NamedTuple
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from velocity.io.metrics import counter
 from velocity.io.records import Document, main_of, passing_on
+from velocity.transforms.days import begin_of, days_of
 from velocity.transforms.windows import Days, Fixed, Global, Session, Sliding, Window, millis
 
 Verdict = Literal["write", "elsewhere", "cut", "open"]
@@ -132,18 +134,28 @@ def parts(
 ) -> list[Part]:
     """A range in parts, each at most so long; each document is written by one of them.
 
-    ``before`` is how much earlier each part reads than its windows begin. Parts begin at multiples of their length, so that they are cut alike whatever the range.
+    ``before`` is how much earlier each part reads than its windows begin. Parts begin at multiples of their length, so that they are cut alike whatever the range: those of whole days at
+    midnight where the days of the windows are, or each would read two days to write one.
     """
-    size = millis(length) if length else whole.stop - whole.start
+    zone = next((window.zone for window in windows if isinstance(window, Days)), "UTC")
     found = []
     start = whole.start
     while start < whole.stop:
-        stop = min(whole.stop, start - start % size + size if length else whole.stop)
+        stop = min(whole.stop, _next(start, length, zone)) if length else whole.stop
         first = start == whole.start
         wanted = Span(start, stop)
         found.append(part_of(windows, wanted, first=first, pad=pad, until=until, before=before))
         start = stop
     return found
+
+
+def _next(time: int, length: timedelta, zone: str) -> int:
+    """The first multiple of ``length`` after ``time``."""
+    days, rest = divmod(length, timedelta(days=1))
+    if rest:
+        return time - time % millis(length) + millis(length)
+    day = int(days_of(np.array([time]), zone)[0])
+    return begin_of(day - day % days + days, zone)
 
 
 def part_of(
