@@ -1,5 +1,6 @@
 """Days of a time zone: where they begin, and that every way to a document tells the same day."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -332,4 +333,4 @@ def test_no_part_of_as_many_days_as_a_window_has_reads_what_another_reads(
     each = timedelta(days=count)
     divided = parts([window], span, each, pad=timedelta(0), until=10**15)
     full = [part.read for part in divided if part.read.start < part.read.stop]
-    assert all(one.stop == next_.start for one, next_ in zip(full, full[1:], strict=False))
+    assert all(one.stop == next_.start for one, next_ in itertools.pairwise(full))
