@@ -1,12 +1,12 @@
 """How old an event is when it can be read: in a document of Elasticsearch, and in the archive.
 
     velocity stack up
-    python benchmarks/staleness.py --seconds 60 --rate 1000
+    python benchmarks/staleness.py --seconds 60 --rate 5000
 
-Each event has a key of its own, so that its document is written once: by the early pane that shows
-it. Its age is that document's ``written_at``, or its archive file's time, less the time at which it
-was sent, which is its event time. A line of JSON for each path, in seconds; every event must be there.
-A document can be searched for at the index's next refresh, a second later at most as it is set up.
+One event of ``--marked`` has a key of its own, so that its document is written once: by the early pane that shows
+it. The others share a few hundred keys. The age of a marked event is its archive file's time, its document's ``written_at``, and the
+time at which a search first found it (one is made every fifth of a second), less the time at which it was
+sent, which is its event time. A line of JSON for each, in seconds, and for what lies between them; all events must be there.
 """
 
 import argparse
@@ -16,9 +16,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -54,32 +55,73 @@ METRIC = """\
     values: {n: count()}
 """
 PARTITIONS = 4
+KEYS = 240
+"""That the events share which are not marked."""
+AGAIN = timedelta(seconds=3)
+"""A search finds what was written so long before the newest that one has found."""
 
 
-def send(kafka: str, topic: str, seconds: float, rate: float) -> int:
+def send(kafka: str, topic: str, seconds: float, rate: float, marked: int) -> int:
     """Sends events at an even rate, each at once; how many."""
     producer = Producer({"bootstrap.servers": kafka, "linger.ms": 5})
     began, total = time.time(), round(seconds * rate)
     for n in range(total):
-        if (ahead := began + n / rate - time.time()) > 0:
+        if (ahead := began + n / rate - time.time()) > 0.001:
             producer.flush(0)
             time.sleep(ahead)
-        event = {"at": round(time.time() * 1000), "order": f"o{n}", "city": f"c{n % 12}"}
+        order = f"marked-{n}" if n % marked == 0 else f"shared-{n % KEYS}"
+        event = {"at": round(time.time() * 1000), "order": order, "city": f"c{n % 12}"}
         producer.produce(topic, json.dumps(event), partition=n % PARTITIONS)
         producer.poll(0)
     producer.flush()
     return total
 
 
-def ages(path: str, found: Sequence[float]) -> str:
+class Searches(threading.Thread):
+    """Searches for the marked documents of a metric, and notes when each was first found."""
+
+    def __init__(self, graph: Graph, metric: str) -> None:
+        super().__init__(daemon=True)
+        self._graph, self._metric = graph, metric
+        self.found: dict[str, datetime] = {}
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        newest = datetime.fromtimestamp(0, UTC)
+        with self._graph.elasticsearch.open() as client:
+            while not self.ended.wait(0.2):
+                since = {"range": {"written_at": {"gt": (newest - AGAIN).isoformat()}}}
+                query = marked_of(self._metric, since)
+                answer = client.search(
+                    index=self._graph.job.job,
+                    query=query,
+                    size=10_000,
+                    allow_no_indices=True,
+                    ignore_unavailable=True,
+                )
+                now = datetime.now(UTC)
+                for hit in answer["hits"]["hits"]:
+                    document = hit["_source"]
+                    self.found.setdefault(document["dimensions"]["order"], now)
+                    newest = max(newest, datetime.fromisoformat(document["written_at"]))
+
+
+def marked_of(metric: str, *more: Mapping[str, Any]) -> dict[str, Any]:
+    terms = [{"term": {"metric": metric}}, {"prefix": {"dimensions.order": "marked-"}}]
+    return {"bool": {"filter": [*terms, *more]}}
+
+
+def ages(of: str, found: Sequence[float]) -> str:
     at = {f"p{p}": round(float(np.percentile(found, p)), 2) for p in (50, 90, 99)}
-    return json.dumps({"to": path, "events": len(found), **at, "load": os.getloadavg()[0]})
+    return json.dumps({"of": of, "events": len(found), **at, "load": os.getloadavg()[0]})
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--rate", type=float, default=1_000, help="events a second")
+    parser.add_argument("--rate", type=float, default=5_000, help="events a second")
+    parser.add_argument("--marked", type=int, default=50, help="one of so many events is")
+    parser.add_argument("--warm", type=float, default=20, help="first seconds that do not count")
     parser.add_argument("--early", type=int, nargs="+", default=[1, 10], help="of the metrics")
     parser.add_argument("--checkpoint", type=float, default=10, help="seconds between them")
     parser.add_argument("--wait", type=float, default=180, help="seconds at most, for the last")
@@ -104,49 +146,86 @@ def main() -> int:
     interval = timedelta(seconds=given.checkpoint)
     job = submit(graph, FlinkOptions(name=name, checkpoint_interval=interval), given.beam)
     sent: list[int] = []
+    searches = Searches(graph, f"early_{given.early[0]}")
     try:
         sender = threading.Thread(
-            target=lambda: sent.append(send(environment["KAFKA"], name, given.seconds, given.rate))
+            target=lambda: sent.append(
+                send(environment["KAFKA"], name, given.seconds, given.rate, given.marked)
+            )
         )
         sender.start()
+        searches.start()
         sender.join()
+        marked = -(-sent[0] // given.marked)
         deadline = time.monotonic() + given.wait
-        while not all_there(graph, sent[0]) and time.monotonic() < deadline:
+        while not all_there(graph, sent[0], marked) and time.monotonic() < deadline:
             time.sleep(1)
     finally:
         job.flink.cancel(job.id)
-    whole = True
+        searches.ended.set()
+        searches.join()
+    everything = list(archived(graph))
+    warm = min(at for _, at, _ in everything) + timedelta(seconds=given.warm)
+    rows = [row for row in everything if row[1] >= warm]
+    print(ages("archive: its file is there", [seconds(at, there) for _, at, there in rows]))
+    whole = len(everything) == sent[0]
+    kept = {key: (at, there) for key, at, there in rows if key.startswith("marked-")}
     for early in given.early:
-        found = list(of_documents(graph, f"early_{early}"))
-        whole &= len(found) == sent[0]
-        print(ages(f"document, early: {early}s", found))
-    found = list(of_archive(graph))
-    whole &= len(found) == sent[0]
-    print(ages(f"archive, checkpoint every {given.checkpoint:g} s", found))
+        written = written_at(graph, f"early_{early}")
+        whole &= len(written) == marked and written.keys() >= kept.keys()
+        print(
+            ages(
+                f"document, early {early} s: written",
+                [seconds(kept[k][0], at) for k, at in written.items() if k in kept],
+            )
+        )
+    written = written_at(graph, f"early_{given.early[0]}")
+    whole &= searches.found.keys() >= kept.keys()
+    found = {key: at for key, at in searches.found.items() if key in kept}
+    print(
+        ages(
+            f"document, early {given.early[0]} s: found by a search",
+            [seconds(kept[k][0], at) for k, at in found.items()],
+        )
+    )
+    for stage, times in (
+        ("sent until read, decoded and archived", [seconds(*kept[k]) for k in found]),
+        ("until the pane with it was made", [seconds(kept[k][1], written[k]) for k in found]),
+        ("until a search found its document", [seconds(written[k], at) for k, at in found.items()]),
+    ):
+        print(ages(stage, times))
     return 0 if whole else 1
 
 
-def all_there(graph: Graph, events: int) -> bool:
+def seconds(since: datetime, until: datetime) -> float:
+    return (until - since).total_seconds()
+
+
+def all_there(graph: Graph, events: int, marked: int) -> bool:
     with graph.elasticsearch.open() as client:
         if not client.indices.exists(index=graph.job.job):
             return False
         client.indices.refresh(index=graph.job.job)
-        documents = client.count(index=graph.job.job)["count"]
-    return documents == events * len(graph.job.metrics) and len(list(archived(graph))) == events
+        documents = sum(
+            client.count(index=graph.job.job, query=marked_of(metric.name))["count"]
+            for metric in graph.job.metrics
+        )
+    return documents == marked * len(graph.job.metrics) and len(list(archived(graph))) == events
 
 
-def of_documents(graph: Graph, metric: str) -> Iterator[float]:
-    times = {key: at for key, at, _ in archived(graph)}
+def written_at(graph: Graph, metric: str) -> Mapping[str, datetime]:
+    """When each marked event's document was written."""
     with graph.elasticsearch.open() as client:
         client.indices.refresh(index=graph.job.job)
-        query = {"query": {"term": {"metric": metric}}}
-        for hit in helpers.scan(client, index=graph.job.job, query=query, size=5_000):
-            written = datetime.fromisoformat(hit["_source"]["written_at"])
-            yield (written - times[hit["_source"]["dimensions"]["order"]]).total_seconds()
-
-
-def of_archive(graph: Graph) -> Iterator[float]:
-    return ((there - at).total_seconds() for _, at, there in archived(graph))
+        hits = helpers.scan(
+            client, index=graph.job.job, query={"query": marked_of(metric)}, size=5_000
+        )
+        return {
+            hit["_source"]["dimensions"]["order"]: datetime.fromisoformat(
+                hit["_source"]["written_at"]
+            )
+            for hit in hits
+        }
 
 
 def archived(graph: Graph) -> Iterator[tuple[str, datetime, datetime]]:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import apache_beam as beam
 import pyarrow as pa
@@ -59,8 +59,11 @@ def _external(version: int) -> dict[str, Any]:
     return {"version": version, "version_type": "external"}
 
 
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"))  # ``json.dumps`` makes one each time
+
+
 def _json(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
+    return _ENCODER.encode(value).encode()
 
 
 class WriteToElasticsearch(beam.PTransform):
@@ -158,6 +161,8 @@ class _ToElasticsearch(beam.DoFn):
             self._client = None
 
     def _write(self, bulk: Sequence[Operation]) -> Iterator[pa.RecordBatch]:
+        if not bulk:  # as after most documents
+            return
         outcome = self._bulks.write(bulk)
         counter("documents_written").inc(outcome.written)
         counter("documents_stale").inc(outcome.stale)

@@ -14,7 +14,8 @@ UNBOUNDED: Final = 2**62
 class Partition(NamedTuple):
     """A partition and the offsets of it to read: ``start`` inclusive, ``stop`` exclusive.
 
-    ``end`` is where it ended when the read began: what comes from there on has come since.
+    ``end`` is where it ended when the read began: what comes from there on has come since. ``spread``
+    means nothing: see ``kafka_spread``.
     """
 
     topic: str
@@ -22,6 +23,7 @@ class Partition(NamedTuple):
     start: int
     stop: int
     end: int = 0
+    spread: int = 0
 
 
 class OffsetTracker(RestrictionTracker):

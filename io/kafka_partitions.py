@@ -16,6 +16,7 @@ from apache_beam.utils.timestamp import Duration, Timestamp
 from velocity.io.kafka_config import KafkaConfig
 from velocity.io.kafka_consumer import KafkaReadError, Offsets, offsets_to_read, open_consumer
 from velocity.io.kafka_offsets import Partition
+from velocity.io.kafka_spread import spread
 from velocity.io.kafka_topics import topics_of
 from velocity.io.watermark import ForwardWatermarkProvider
 
@@ -107,12 +108,14 @@ class ListPartitions(beam.DoFn):
         self._wanted, self._piece = wanted, piece
 
     def process(self, _: None) -> Iterator[Partition]:
-        for topic, number, start, stop, end in self._wanted.first():
-            if start == stop:
-                continue
-            size = self._piece or stop - start
+        yield from spread(self._pieces(), 0)
+
+    def _pieces(self) -> Iterator[Partition]:
+        for partition in self._wanted.first():
+            _, _, start, stop, *_ = partition
+            size = self._piece or max(stop - start, 1)
             for piece in range(start, stop, size):
-                yield Partition(topic, number, piece, min(piece + size, stop), end)
+                yield partition._replace(start=piece, stop=min(piece + size, stop))
 
 
 class KnownTracker(RestrictionTracker):
@@ -222,7 +225,7 @@ class WatchPartitions(beam.DoFn):
                     place = {"topic": topic, "partition": number}
                     text = "%s partition %d is new, and read from now on"
                     _LOG.info(text, topic, number, extra=place)
-                yield from found
+                yield from spread(found, len(known or ()))
                 watermark.advance(asked_at - self._disorder)
         tracker.defer_remainder(self._every)
 

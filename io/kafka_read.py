@@ -191,7 +191,7 @@ class Read(beam.DoFn):
                 metrics.seen(newest, now)
 
     def _without_copies(self, element: Partition, batch: pa.RecordBatch) -> pa.RecordBatch:
-        topic, partition, start, _, end = element
+        topic, partition, start, _, end, _ = element
         copies = of_what_is_read(batch, topic, partition, start, end)
         if not copies:
             return batch

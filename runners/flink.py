@@ -13,11 +13,14 @@ from velocity.runners.stack_state import StackState
 from velocity.transforms.panes import PANES_TOLD
 
 LOCAL: Final = "local"
-"""The master that is a Flink inside the job server, its workers in the submitting process."""
+"""The master that is a Flink inside the job server, its worker in the submitting process, or several beside it."""
 
 MAX_PARALLELISM: Final = 128
 """Into how many groups Flink divides keys, once for all: a savepoint of a job that has other
-groups cannot be resumed, so it is the same for every parallelism."""
+groups cannot be resumed, so it is the same for every parallelism. ``io/kafka_spread.py`` counts on it."""
+
+STATE_CACHE_MB: Final = 128
+"""Of each Python worker, for states of keys; Beam's default is none."""
 
 FLINK_VERSION: Final = "1.19"
 """Of the clusters that our own job server can talk to."""
@@ -202,10 +205,14 @@ def pipeline_options(
     if bounded:
         # Else Beam keeps sources that have ended, as Flink before 1.14 took no checkpoint without.
         chosen.append("--shutdown_sources_after_idle_ms=0")
-    if target.local:
-        chosen.append("--environment_type=LOOPBACK")
-    elif target.workers:
+    if target.workers or target.local:
+        # A worker that wrote a state need not ask for it: a pane after its window's first would wait.
+        # Other workers than ours would take longer to weigh it than to ask.
+        chosen.append(f"--max_cache_memory_usage_mb={STATE_CACHE_MB}")
+    if target.workers:
         chosen += ["--environment_type=EXTERNAL", f"--environment_config={target.workers}"]
+    elif target.local:
+        chosen.append("--environment_type=LOOPBACK")
     if options.from_savepoint is not None:
         chosen.append(f"--savepoint_path={options.from_savepoint}")
     if options.allow_non_restored_state:

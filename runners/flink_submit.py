@@ -216,9 +216,10 @@ def serving(
         ]
         keys = configuration(options)
         if where.local:
-            from velocity.runners.stack_worker_states import bound_states  # it imports Beam
+            if where.workers is None:  # they are threads of this process
+                from velocity.runners.stack_worker_states import bound_states  # it imports Beam
 
-            bound_states()  # its workers are threads of this process
+                bound_states()
             # by default it keeps checkpoints in memory, and fails from 5 MB on
             keys["state.checkpoints.dir"] = (own / "checkpoints").as_uri()
         if keys:

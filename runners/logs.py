@@ -217,9 +217,10 @@ class _ToStderr(logging.StreamHandler[TextIO]):
         return sys.stderr
 
 
-def configure(format_: Format, *, job: str | None = None) -> None:
-    """Has all of this process's records of weight written to the standard error."""
+def configure(format_: Format, *, job: str | None = None, level: int = logging.NOTSET) -> None:
+    """Has all of this process's records of weight, from a level on, written to the standard error."""
     handler = _ToStderr()
+    handler.setLevel(level)
     handler.setFormatter(ToJson(job) if format_ is Format.JSON else ToText())
     guard(handler)
     root = logging.getLogger()

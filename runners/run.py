@@ -5,7 +5,8 @@ import re
 import signal
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,6 +30,7 @@ from velocity.runners.flink_submit import quiet, serving, submit
 from velocity.runners.flink_view import watch
 from velocity.runners.options import options_for
 from velocity.runners.stack_state import StackState
+from velocity.runners.stack_workers import workers
 from velocity.runners.terminal import every
 
 # The direct runner would cache states that are in its own memory anyway, and for the size of each
@@ -196,11 +198,13 @@ def discreet(error: BaseException) -> str | None:
 def in_job_server(
     graph: Applied, flink: FlinkOptions, own: list[str], until: Until, console: Console
 ) -> Counters:
-    """Runs a graph in a Flink inside the job server, its workers in this process."""
+    """Runs a graph in a Flink inside the job server; its worker is in this process, several have one each."""
     where = target(flink, StackState())
     name = flink.name or unique_name(graph.job.job)
-    options = pipeline_options(flink, where, name, bounded=until is not None)
-    with TemporaryDirectory(prefix="velocity-artifacts-") as artifacts:
+    with TemporaryDirectory(prefix="velocity-artifacts-") as artifacts, ExitStack() as stack:
+        if flink.sdk_worker_parallelism > 1:  # threads of one process would share one core
+            where = replace(where, workers=stack.enter_context(workers()))
+        options = pipeline_options(flink, where, name, bounded=until is not None)
 
         def around(pipeline: beam.Pipeline) -> AbstractContextManager[None]:
             return serving(flink, where, pipeline, Path(artifacts))

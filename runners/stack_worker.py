@@ -153,6 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for option in ("--id", "--control", "--logging", "--artifacts", "--provision"):
         parser.add_argument(option, required=True)
     parser.add_argument("--metrics", type=Path, help="The folder to count into.")
+    parser.add_argument("--quiet", action="store_true", help="Write warnings and errors alone.")
     given = parser.parse_args(arguments)
     die_with(given.pool)
     info = provision(given.provision, given.id)
@@ -181,13 +182,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         bound_states()
         if given.metrics is not None:
             mirror(open_mirror(given.metrics, job_name(info)))
-        _run(sdk_worker_main, job_name(info))
+        _run(sdk_worker_main, job_name(info), logging.WARNING if given.quiet else logging.NOTSET)
     return 0
 
 
-def _run(beam: Any, job: str) -> None:
+def _run(beam: Any, job: str, level: int) -> None:
     """As ``sdk_worker_main.main``, its records such as all of Velocity's are."""
-    configure(wanted(), job=job)
+    configure(wanted(), job=job, level=level)
+    if level:
+        # They warn of each option that is the runner's, and of a session that nobody has saved.
+        for name in (beam.__name__, "apache_beam.options.pipeline_options"):
+            logging.getLogger(name).setLevel(logging.ERROR)
     # Beam tells all of the job's options before its handler is in our hands.
     logging.getLogger(beam.__name__).addFilter(Discreet())
     handler, harness, _ = beam.create_harness(os.environ)

@@ -1,15 +1,20 @@
-"""States of a bundle, of which a worker holds a bounded number, and writes many at once.
+"""States: a worker holds a bounded number of a bundle's, writes many at once, and keeps what it knows.
 
 Beam holds each state that a bundle has touched, some 3 KB with its key, until the bundle ends. Flink fires
 all timers that a watermark has passed in one bundle, however many: 200,000 transactions that fell due
 at once were a worker of a gigabyte, though Flink has their states.
 
 And it writes one after the other, each time waiting for the runner's answer, a millisecond or more.
+
+Its cache, which spares reading a state that this worker wrote, weighs each value by walking over all that it
+refers to, with a look at the globals of every module: 3 ms a state (Beam 2.77, objsize 0.7.1).
 """
 
+import sys
+from collections.abc import Mapping
 from typing import Any, Final
 
-from apache_beam.runners.worker import bundle_processor
+from apache_beam.runners.worker import bundle_processor, statecache
 
 MOST_STATES: Final = 1_000
 """That a step holds, besides those of the key at hand."""
@@ -80,6 +85,28 @@ class BoundedStates(bundle_processor.FnApiUserStateContext):
         return super().get_state(*args)
 
 
+def weight(*values: Any) -> int:
+    """Bytes of plain values (what a state's coder can write), what they share counted each time.
+
+    >>> weight((2, [1.5, 2.0])) == sum(map(sys.getsizeof, [(1, 2), 2, [1, 2], 1.5, 2.0]))
+    True
+    """
+    total, left = 0, list(values)
+    while left:
+        value = left.pop()
+        total += sys.getsizeof(value)
+        match value:
+            case list() | tuple() | set() | frozenset():
+                left += value
+            case Mapping():
+                left += value
+                left += value.values()
+            case statecache.CacheAware():
+                left += value.get_referents_for_cache()
+    return total
+
+
 def bound_states() -> None:
-    """From now on, what Beam runs in this process has bounded states."""
+    """From now on, what Beam runs in this process has bounded states, cheaply weighed."""
     bundle_processor.FnApiUserStateContext = BoundedStates
+    statecache.get_deep_size = weight

@@ -16,9 +16,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -42,11 +42,15 @@ Spawn = Callable[[Sequence[str]], "subprocess.Popen[bytes]"]
 
 def spawn(command: Sequence[str]) -> "subprocess.Popen[bytes]":
     """Starts a worker, its output in our own log."""
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    # Ctrl-C is its pool's: a worker ends when the job has.
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
-def boot_command(request: Any, metrics: Path | None = None) -> list[str]:
-    """What starts the worker that a ``StartWorkerRequest`` asks for; it counts into a folder."""
+def boot_command(request: Any, metrics: Path | None = None, *, quiet: bool = False) -> list[str]:
+    """What starts the worker that a ``StartWorkerRequest`` asks for; it counts into a folder.
+
+    A ``quiet`` one writes its warnings and errors, as the command does in whose terminal it is.
+    """
     return [
         sys.executable,
         "-m",
@@ -64,21 +68,24 @@ def boot_command(request: Any, metrics: Path | None = None) -> list[str]:
         "--provision",
         request.provision_endpoint.url,
         *([] if metrics is None else ["--metrics", str(metrics)]),
+        *(["--quiet"] if quiet else []),
     ]
 
 
 class WorkerPool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):
     """Starts and stops one process for each worker id."""
 
-    def __init__(self, start: Spawn = spawn, *, metrics: Path | None = None) -> None:
-        self._start, self._metrics = start, metrics
+    def __init__(
+        self, start: Spawn = spawn, *, metrics: Path | None = None, quiet: bool = False
+    ) -> None:
+        self._start, self._metrics, self._quiet = start, metrics, quiet
         self._workers: dict[str, subprocess.Popen[bytes]] = {}
         self._lock = threading.Lock()
 
     def StartWorker(self, request: Any, context: object) -> Any:
         with self._lock:
             try:
-                worker = self._start(boot_command(request, self._metrics))
+                worker = self._start(boot_command(request, self._metrics, quiet=self._quiet))
             except OSError as error:
                 return beam_fn_api_pb2.StartWorkerResponse(error=f"cannot start Python: {error}")
             self._workers[request.worker_id] = worker
@@ -136,6 +143,18 @@ def serve(port: int, pool: WorkerPool) -> tuple[grpc.Server, int]:
     bound = server.add_insecure_port(f"{HOST}:{port}")
     server.start()
     return server, bound
+
+
+@contextmanager
+def workers() -> Iterator[str]:
+    """A pool of this process's own, at ``host:port``; afterwards its workers have ended."""
+    pool = WorkerPool(quiet=True)
+    server, port = serve(0, pool)
+    try:
+        yield f"{HOST}:{port}"
+    finally:
+        pool.close()
+        server.stop(1.0)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,5 +1,6 @@
 """Aggregates: a result depends on the values alone, on neither their order nor the cuts."""
 
+import copy
 import itertools
 import math
 import random
@@ -128,6 +129,22 @@ def test_neither_order_nor_cuts_show_in_a_result(
         states[i : i + 2] = [merged(aggregate, states[i : i + 2])]
         states = data.draw(st.permutations(states))
     assert shown(aggregate.result(merged(aggregate, states))) == expected
+
+
+@pytest.mark.parametrize(
+    ("aggregate", "type_", "values"), [c[1:] for c in CASES], ids=[c[0] for c in CASES]
+)
+@settings(deadline=None, max_examples=20)
+@given(data=st.data())
+def test_a_merge_changes_nothing_that_it_merges(
+    aggregate: Aggregate, type_: pa.DataType, values: Any, data: Any
+) -> None:
+    """A worker caches states: the next pane merges the very objects that this one did."""
+    found = data.draw(st.lists(st.lists(values, min_size=1, max_size=12), min_size=2, max_size=4))
+    states = [state(aggregate, part, type_) for part in found]
+    before = copy.deepcopy(states)
+    aggregate.result(aggregate.merge(states))
+    assert states == before
 
 
 @pytest.mark.parametrize("aggregate", [c[1] for c in CASES], ids=[c[0] for c in CASES])

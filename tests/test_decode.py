@@ -275,6 +275,7 @@ def test_each_message_of_any_mix_decodes_as_it_would_alone(values: list[bytes | 
     st.lists(st.binary(max_size=8) | st.text('{}[]",:1ats \n\\x\0', max_size=16).map(str.encode))
 )
 @example([b'{"at":1,"s":"' + bytes([c]) + b'"}' for c in range(256)])
+@example([b"", b"{ "])
 def test_no_bytes_disturb_their_neighbours(noise: list[bytes]) -> None:
     values: list[bytes | None] = [b'{"at":0}']
     for value in noise:

@@ -28,6 +28,7 @@ from velocity.runners.cli import app
 from velocity.runners.flink import (
     MAX_PARALLELISM,
     RUNNER_OPTIONS,
+    STATE_CACHE_MB,
     FlinkOptions,
     Target,
     configuration,
@@ -110,6 +111,24 @@ def test_beam_reads_our_options_as_they_are_meant() -> None:
     assert chosen.get_all_options()["parallelism"] == 3
     assert chosen.get_all_options()["job_name"] == "orders-1"
     assert int(portable.sdk_worker_parallelism) == 2
+
+
+def test_states_are_cached_by_workers_of_ours_alone() -> None:
+    cache = f"--max_cache_memory_usage_mb={STATE_CACHE_MB}"
+    for to, cached in (
+        (Target("[local]", None), True),
+        (Target("[local]", "localhost:5"), True),
+        (Target("flink:8081", "localhost:5"), True),
+        (Target("flink:8081", None), False),  # the user's own environment
+    ):
+        assert (cache in pipeline_options(FlinkOptions(), to, "n", bounded=False)) is cached
+
+
+def test_a_job_in_the_job_server_has_threads_or_the_pool_that_it_is_given() -> None:
+    threads = pipeline_options(FlinkOptions(), Target("[local]", None), "n", bounded=False)
+    assert "--environment_type=LOOPBACK" in threads
+    pool = pipeline_options(FlinkOptions(), Target("[local]", "localhost:5"), "n", bounded=False)
+    assert {"--environment_type=EXTERNAL", "--environment_config=localhost:5"} <= set(pool)
 
 
 def test_the_groups_of_keys_are_the_same_for_every_parallelism() -> None:

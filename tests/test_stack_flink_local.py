@@ -1,4 +1,4 @@
-"""A stream on the Flink inside the job server: no cluster, the workers in the command's own process."""
+"""A stream on the Flink inside the job server: no cluster, one worker in the command's own process, or several."""
 
 import os
 import subprocess
@@ -20,8 +20,9 @@ pytestmark = pytest.mark.stack
 SEED = 11
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_stream_without_a_cluster_gives_the_documents_of_the_recomputation_until_ctrl_c(
-    tmp_path: Path,
+    workers: str, tmp_path: Path
 ) -> None:
     job, store = tmp_path / "job.yaml", tmp_path / "documents.db"
     job.write_text(JOB.read_text().replace("idle_after: 60s", "idle_after: 5s"))
@@ -29,7 +30,7 @@ def test_a_stream_without_a_cluster_gives_the_documents_of_the_recomputation_unt
     wanted = expected(load(job), simulate(scenario), directory(SEED))
 
     command = ["run", job, "--runner", "flink", "--flink-master", "local", "--sqlite", store]
-    command += ["--dead-letters", tmp_path / "dead-letters"]
+    command += ["--dead-letters", tmp_path / "dead-letters", "--sdk-worker-parallelism", workers]
     with (
         EmbeddedKafka({"pharmacy.events": 4}) as kafka,
         DirectoryService(directory(SEED).tables()) as service,

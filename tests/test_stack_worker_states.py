@@ -3,14 +3,18 @@
 import types
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import apache_beam as beam
 import pytest
 from apache_beam.coders import BytesCoder, FastPrimitivesCoder
 from apache_beam.coders.coders import GlobalWindowCoder
+from apache_beam.portability.api import beam_fn_api_pb2
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
-from apache_beam.runners.worker import bundle_processor
+from apache_beam.runners.worker import bundle_processor, statecache
+from apache_beam.runners.worker.sdk_worker import GlobalCachingStateHandler, _Future
+from apache_beam.runners.worker.statecache import StateCache
 from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.transforms.userstate import (
     BagStateSpec,
@@ -21,7 +25,7 @@ from apache_beam.transforms.window import GlobalWindow
 from hypothesis import given
 from hypothesis import strategies as st
 
-from velocity.runners.stack_worker_states import BoundedStates, bound_states
+from velocity.runners.stack_worker_states import BoundedStates, bound_states, weight
 
 LAST = ReadModifyWriteStateSpec("last", FastPrimitivesCoder())
 ALL = BagStateSpec("all", FastPrimitivesCoder())
@@ -91,6 +95,79 @@ def test_every_key_has_the_values_that_it_would_have_without_a_bound(
         context.reset()
 
 
+class Raw:
+    """A runner's end of the states, as Beam's cache asks for it."""
+
+    def __init__(self) -> None:
+        self.kept: dict[bytes, bytes] = {}
+        self.reads = 0
+
+    @contextmanager
+    def process_instruction_id(self, bundle_id: str) -> Iterator[None]:
+        yield
+
+    def get_raw(self, key: Any, token: bytes | None = None) -> tuple[bytes, bytes | None]:
+        self.reads += 1
+        return self.kept.get(key.SerializeToString(), b""), None
+
+    def append_raw(self, key: Any, data: bytes) -> Any:
+        at = key.SerializeToString()
+        self.kept[at] = self.kept.get(at, b"") + data
+        return _Future().set(beam_fn_api_pb2.StateResponse())
+
+    def clear(self, key: Any) -> Any:
+        self.kept.pop(key.SerializeToString(), None)
+        return _Future().set(beam_fn_api_pb2.StateResponse())
+
+
+@given(st.lists(touches, max_size=60), st.integers(1, 7), st.integers(100, 2_000))
+def test_a_cache_of_any_size_changes_no_value(
+    calls: list[tuple[bytes, str, int]], a_bundle: int, size: int
+) -> None:
+    raw, cache = Raw(), StateCache(size)
+    wanted: dict[bytes, tuple[Any, list[int]]] = {key: (None, []) for key, _, _ in calls}
+    token = beam_fn_api_pb2.ProcessBundleRequest.CacheToken(
+        user_state=beam_fn_api_pb2.ProcessBundleRequest.CacheToken.UserState(), token=b"t"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statecache, "get_deep_size", weight)
+        for start in range(0, len(calls), a_bundle):
+            handler = GlobalCachingStateHandler(cache, raw)
+            with handler.process_instruction_id(str(start), [token]):
+                context = BoundedStates(handler, "step", BytesCoder(), GlobalWindowCoder())
+                for key, what, value in calls[start : start + a_bundle]:
+                    last = context.get_state(LAST, key, WINDOW)
+                    all_ = context.get_state(ALL, key, WINDOW)
+                    newest, several = wanted[key]
+                    assert (last.read(), list(all_.read())) == (newest, several)
+                    if what in ("write", "both"):
+                        last.write(newest := (value, [value]))
+                    if what in ("add", "both"):
+                        all_.add(value)
+                        several = [*several, value]
+                    if what == "clear":
+                        all_.clear()
+                        several = []
+                    wanted[key] = newest, several
+                context.commit()
+
+
+def test_a_state_that_this_worker_wrote_is_not_asked_for() -> None:
+    raw, cache = Raw(), StateCache(10_000)
+    token = beam_fn_api_pb2.ProcessBundleRequest.CacheToken(
+        user_state=beam_fn_api_pb2.ProcessBundleRequest.CacheToken.UserState(), token=b"t"
+    )
+    for bundle in range(3):
+        handler = GlobalCachingStateHandler(cache, raw)
+        with handler.process_instruction_id(str(bundle), [token]):
+            context = BoundedStates(handler, "step", BytesCoder(), GlobalWindowCoder())
+            last = context.get_state(LAST, b"a", WINDOW)
+            assert bundle == 0 or last.read() == bundle - 1
+            last.write(bundle)
+            context.commit()
+    assert raw.reads == 0
+
+
 class Slow(Runner):
     """Answers a write only when it is asked for the answer, and fails those of one key."""
 
@@ -152,6 +229,7 @@ def test_beam_runs_a_pipeline_with_bounded_states(monkeypatch: pytest.MonkeyPatc
             return found
 
     monkeypatch.setattr(bundle_processor, "FnApiUserStateContext", None)  # and back in the end
+    monkeypatch.setattr(statecache, "get_deep_size", None)
     bound_states()
     assert bundle_processor.FnApiUserStateContext is BoundedStates
     monkeypatch.setattr(bundle_processor, "FnApiUserStateContext", Watched)

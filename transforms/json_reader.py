@@ -198,11 +198,14 @@ class JsonReader:
 
 
 def _trimmed(values: pa.Array) -> pa.Array:
-    """The values without white space and byte order marks around them."""
+    """The values without white space and byte order marks before them.
+
+    What comes after them Arrow skips; it stays, for an error's place must not depend on the neighbours.
+    """
     if is_all(pc.starts_with(values, "{")):
         return values
     return pa.array(
-        [None if v is None else v.removeprefix(_BOM).strip(_BLANK) for v in values.to_pylist()],
+        [None if v is None else v.removeprefix(_BOM).lstrip(_BLANK) for v in values.to_pylist()],
         pa.binary(),
     )
 

@@ -90,8 +90,12 @@ class Watch:
         )
 
     def at(self, moment: float, value: Callable[[Look], float]) -> float:
-        """As of the last look before a moment."""
-        return value(max((k for k in self.looks if k.at <= moment), key=lambda k: k.at))
+        """As of the last look before a moment, or of the first."""
+        return value(
+            max(
+                (k for k in self.looks if k.at <= moment), key=lambda k: k.at, default=self.looks[0]
+            )
+        )
 
     def __enter__(self) -> Self:
         def run() -> None:

@@ -18,7 +18,12 @@ class Place:
     elasticsearch: str
     index: str
     folder: Path
+    archive: Path
     workers: int
+    job: Path = HERE / "velocity.yaml"
+    """Velocity's."""
+    span: tuple[str, str] = ("", "")
+    """From when to when the events' windows are, for a replay."""
 
     def arguments(self) -> list[str]:
         return [
@@ -29,7 +34,7 @@ class Place:
     def environment(self) -> Mapping[str, str]:
         return {
             "KAFKA": self.kafka, "TOPIC": self.topic, "REST": self.rest, "ELASTICSEARCH": self.elasticsearch,
-            "INDEX": self.index, "FOLDER": str(self.folder),
+            "INDEX": self.index, "FOLDER": str(self.folder), "ARCHIVE": str(self.archive),
         }  # fmt: skip
 
 
@@ -40,7 +45,9 @@ class System:
     script: str = ""
     """Of ``systems/``; without, it is Velocity."""
     options: tuple[str, ...] = ()
-    """Of ``velocity run``."""
+    """Of ``velocity``: its command, and what follows the job."""
+    replays: bool = False
+    """It reads an archive and not the topic, and asks no service: its clock runs from its start."""
 
     @property
     def stem(self) -> str:
@@ -51,8 +58,19 @@ class System:
         if self.script:
             return [str(python), str(HERE / self.script), *place.arguments()]
         velocity = str(Path(sys.executable).with_name("velocity"))
-        parallel = [o.replace("WORKERS", str(place.workers)) for o in self.options]
-        return [velocity, "run", str(HERE / "velocity.yaml"), *parallel]
+        command, *options = self.options
+        given = {
+            "WORKERS": str(place.workers),
+            "FROM": place.span[0],
+            "TO": place.span[1],
+            "STATE": str(place.folder / "state"),
+        }
+        return [
+            velocity,
+            command,
+            str(place.job),
+            *(given.get(option, option) for option in options),
+        ]
 
 
 SYSTEMS = {
@@ -62,10 +80,16 @@ SYSTEMS = {
         System(
             "flink",
             "Velocity on Flink",
-            options=("--runner", "flink", "--flink-master", "local", "--parallelism", "2", "--sdk-worker-parallelism", "WORKERS"),
+            options=("run", "--runner", "flink", "--flink-master", "local", "--parallelism", "2", "--sdk-worker-parallelism", "WORKERS"),
         ),
-        System("direct", "Velocity on the DirectRunner", options=("--runner", "direct")),
-        System("prism", "Velocity on Prism", options=("--runner", "prism")),
+        System("direct", "Velocity on the DirectRunner", options=("run", "--runner", "direct")),
+        System("prism", "Velocity on Prism", options=("run", "--runner", "prism")),
+        System(
+            "replay",
+            "Velocity, a replay of the archive on the DirectRunner",
+            options=("replay", "--from", "FROM", "--to", "TO", "--source", "archive", "--workers", "WORKERS", "--part", "all", "--state", "STATE"),
+            replays=True,
+        ),
         System("bytewax", "Bytewax", "bytewax_flow.py"),
         System("pyflink", "PyFlink", "pyflink_job.py"),
         System("quix", "Quix Streams", "quix_app.py"),

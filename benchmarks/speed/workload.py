@@ -85,27 +85,43 @@ class Columns(NamedTuple):
     kind: NDArray[np.int64]
     provider: NDArray[np.int64]
     amount: NDArray[np.int64]
+    group: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Workload:
-    """``events`` events of about ``size`` bytes each."""
+    """``events`` events of about ``size`` bytes each.
+
+    The systems are compared with the defaults of all else; ``curves.py`` asks what each costs.
+    """
 
     events: int
     size: int = 218
+    partitions: int = PARTITIONS
+    late: float = LATE_SHARE
+    groups: int = 0
+    """If not zero, an event has a ``group``, one of so many names."""
+
+    @property
+    def topic(self) -> str:
+        """A name for a topic of it."""
+        usual = Workload(self.events, self.size)
+        more = f"-{self.partitions}-{self.late:g}-{self.groups}" if self != usual else ""
+        return f"speed-{self.events}-{self.size}{more}"
 
     def columns(self, first: int = 0, end: int | None = None) -> Columns:
         """Of the events with these numbers."""
         end = self.events if end is None else end
         n = np.arange(first, end, dtype=np.uint64)
         time = START_MS + (n * np.uint64(1000) // np.uint64(EVENTS_PER_SECOND)).astype(np.int64)
-        late = _drawn(n, 1) % 10_000 < LATE_SHARE * 10_000
+        late = _drawn(n, 1) % 10_000 < self.late * 10_000
         behind = (_drawn(n, 2) % (MAX_LATENESS_S * 1000)).astype(np.int64)
         return Columns(
             np.maximum(time - np.where(late, behind, 0), START_MS),
             (_drawn(n, 3) % len(KINDS)).astype(np.int64),
             (_drawn(n, 4) % PROVIDERS).astype(np.int64),
             (_drawn(n, 5) % 500_000).astype(np.int64),
+            (_drawn(n, 6) % max(self.groups, 1)).astype(np.int64),
         )
 
     def messages(self) -> Iterator[tuple[int, bytes]]:
@@ -113,21 +129,21 @@ class Workload:
         for first in range(0, self.events, 100_000):
             end = min(first + 100_000, self.events)
             for n, value in enumerate(self.values(first, end), first):
-                yield n % PARTITIONS, value
+                yield n % self.partitions, value
         last = START_MS + self.events * 1000 // EVENTS_PER_SECOND + 3_600_000
-        for partition in range(PARTITIONS):
-            yield partition, self._value(self.events + partition, "end", "end", last, 0, 0)
+        for partition in range(self.partitions):
+            yield partition, self._value(self.events + partition, "end", "end", last, 0, 0, 0)
 
     def values(self, first: int = 0, end: int | None = None) -> list[bytes]:
         columns = self.columns(first, end)
         rows = zip(*(column.tolist() for column in columns), strict=True)
         return [
-            self._value(n, *KINDS[kind], time, number, amount)
-            for n, (time, kind, number, amount) in enumerate(rows, first)
+            self._value(n, *KINDS[kind], time, number, amount, group)
+            for n, (time, kind, number, amount, group) in enumerate(rows, first)
         ]
 
     def _value(
-        self, n: int, domain: str, event_type: str, time: int, number: int, amount: int
+        self, n: int, domain: str, event_type: str, time: int, number: int, amount: int, group: int
     ) -> bytes:
         event = {
             "event_id": f"{n:016x}",
@@ -137,14 +153,17 @@ class Workload:
             "provider_id": provider(number),
             "transaction_id": f"tr-{n // 3:012x}",
             "amount": amount,
+            "group": "end" if domain == "end" else f"group-{group:07d}",
             "note": "",
         }
+        if not self.groups:
+            del event["group"]
         value = orjson.dumps(event)
         return value[:-2] + b"x" * (self.size - len(value)) + value[-2:]
 
     def documents(self) -> dict[str, dict[str, Any]]:
         """What must be in Elasticsearch at the end: a plain recomputation over all events."""
-        time, kind, number, amount = self.columns()
+        time, kind, number, amount, _group = self.columns()
         window = (time - START_MS) // MINUTE_MS
         key = (window * len(KINDS) + kind) * len(CITIES) + number % len(CITIES)
         keys, place, counts = np.unique(key, return_inverse=True, return_counts=True)
