@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
-from elasticsearch import helpers
+from elasticsearch import ApiError, helpers
 
 from velocity.io.archive_files import Kind, files_of
 from velocity.io.elastic_setup import apply
@@ -92,13 +92,17 @@ class Searches(threading.Thread):
             while not self.ended.wait(0.2):
                 since = {"range": {"written_at": {"gt": (newest - AGAIN).isoformat()}}}
                 query = marked_of(self._metric, since)
-                answer = client.search(
-                    index=self._graph.job.job,
-                    query=query,
-                    size=10_000,
-                    allow_no_indices=True,
-                    ignore_unavailable=True,
-                )
+                try:
+                    answer = client.search(
+                        index=self._graph.job.job,
+                        query=query,
+                        size=10_000,
+                        ignore_unavailable=True,
+                    )
+                except ApiError as error:
+                    if error.status_code != 503:  # its shards are being made
+                        raise
+                    continue
                 now = datetime.now(UTC)
                 for hit in answer["hits"]["hits"]:
                     document = hit["_source"]
