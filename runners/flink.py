@@ -19,7 +19,7 @@ MAX_PARALLELISM: Final = 128
 """Into how many groups Flink divides keys, once for all: a savepoint of a job that has other
 groups cannot be resumed, so it is the same for every parallelism. ``io/kafka_spread.py`` counts on it."""
 
-STATE_CACHE_MB: Final = 128
+STATE_CACHE_MB: Final = 64
 """Of each Python worker, for states of keys; Beam's default is none."""
 
 FLINK_VERSION: Final = "1.19"

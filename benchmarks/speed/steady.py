@@ -66,7 +66,8 @@ def main() -> int:
         topic = "steady"
         unlimited = {"retention.ms": "-1"}  # the events are of another year
         new = NewTopic(topic, workload.partitions, 1, config=unlimited)
-        AdminClient({"bootstrap.servers": kafka}).create_topics([new])[topic].result(30)
+        admin = AdminClient({"bootstrap.servers": kafka})
+        admin.create_topics([new])[topic].result(30)
         place = Place(
             kafka, topic, "", elasticsearch, "speed-steady", folder, folder, given.workers
         )
