@@ -174,8 +174,8 @@ def main() -> int:
     print(ages("archive: its file is there", [seconds(at, there) for _, at, there in rows]))
     whole = len(everything) == sent[0]
     kept = {key: (at, there) for key, at, there in rows if key.startswith("marked-")}
-    for early in given.early:
-        written = written_at(graph, f"early_{early}")
+    first, *_ = written_of = [written_at(graph, f"early_{early}") for early in given.early]
+    for early, written in zip(given.early, written_of, strict=True):
         whole &= len(written) == marked and written.keys() >= kept.keys()
         print(
             ages(
@@ -183,7 +183,6 @@ def main() -> int:
                 [seconds(kept[k][0], at) for k, at in written.items() if k in kept],
             )
         )
-    written = written_at(graph, f"early_{given.early[0]}")
     whole &= searches.found.keys() >= kept.keys()
     found = {key: at for key, at in searches.found.items() if key in kept}
     print(
@@ -194,8 +193,8 @@ def main() -> int:
     )
     for stage, times in (
         ("sent until read, decoded and archived", [seconds(*kept[k]) for k in found]),
-        ("until the pane with it was made", [seconds(kept[k][1], written[k]) for k in found]),
-        ("until a search found its document", [seconds(written[k], at) for k, at in found.items()]),
+        ("until the pane with it was made", [seconds(kept[k][1], first[k]) for k in found]),
+        ("until a search found its document", [seconds(first[k], at) for k, at in found.items()]),
     ):
         print(ages(stage, times))
     return 0 if whole else 1

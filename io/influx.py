@@ -234,6 +234,8 @@ class _ToInflux(beam.DoFn):
             self._session = None
 
     def _write(self, bulk: Sequence[Operation]) -> Iterator[pa.RecordBatch]:
+        if not bulk and not self._refused:  # as after most documents
+            return
         outcome = self._bulks.write(bulk)
         counter("documents_written").inc(outcome.written)
         counter("bulk_calls").inc(outcome.calls)

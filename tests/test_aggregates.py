@@ -110,9 +110,12 @@ CASES: list[tuple[str, Aggregate, pa.DataType, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(
+each_case = pytest.mark.parametrize(
     ("aggregate", "type_", "values"), [c[1:] for c in CASES], ids=[c[0] for c in CASES]
 )
+
+
+@each_case
 @settings(deadline=None, max_examples=40)
 @given(data=st.data())
 def test_neither_order_nor_cuts_show_in_a_result(
@@ -131,9 +134,7 @@ def test_neither_order_nor_cuts_show_in_a_result(
     assert shown(aggregate.result(merged(aggregate, states))) == expected
 
 
-@pytest.mark.parametrize(
-    ("aggregate", "type_", "values"), [c[1:] for c in CASES], ids=[c[0] for c in CASES]
-)
+@each_case
 @settings(deadline=None, max_examples=20)
 @given(data=st.data())
 def test_a_merge_changes_nothing_that_it_merges(

@@ -30,6 +30,9 @@ from velocity.runners.stack_worker_states import BoundedStates, bound_states, we
 LAST = ReadModifyWriteStateSpec("last", FastPrimitivesCoder())
 ALL = BagStateSpec("all", FastPrimitivesCoder())
 WINDOW = GlobalWindow()
+TOKEN = beam_fn_api_pb2.ProcessBundleRequest.CacheToken(
+    user_state=beam_fn_api_pb2.ProcessBundleRequest.CacheToken.UserState(), token=b"t"
+)
 
 
 class Runner:
@@ -67,6 +70,22 @@ touches = st.tuples(
 )
 
 
+def touched(
+    last: Any, all_: Any, what: str, value: int, known: tuple[Any, list[int]], *, writes: Any
+) -> tuple[Any, list[int]]:
+    """Does to both states of a key what a touch says; their values after it."""
+    newest, several = known
+    if what in ("write", "both"):
+        last.write(newest := writes)
+    if what in ("add", "both"):
+        all_.add(value)
+        several = [*several, value]
+    if what == "clear":
+        all_.clear()
+        several = []
+    return newest, several
+
+
 @given(st.lists(touches, max_size=60), st.integers(0, 6), st.integers(1, 7))
 def test_every_key_has_the_values_that_it_would_have_without_a_bound(
     calls: list[tuple[bytes, str, int]], most: int, a_bundle: int
@@ -80,16 +99,7 @@ def test_every_key_has_the_values_that_it_would_have_without_a_bound(
             last = context.get_state(LAST, key, WINDOW)
             all_ = context.get_state(ALL, key, WINDOW)
             assert (last.read(), sorted(all_.read())) == (wanted[key][0], sorted(wanted[key][1]))
-            newest, several = wanted[key]
-            if what in ("write", "both"):
-                last.write(newest := value)
-            if what in ("add", "both"):
-                all_.add(value)
-                several = [*several, value]
-            if what == "clear":
-                all_.clear()
-                several = []
-            wanted[key] = newest, several
+            wanted[key] = touched(last, all_, what, value, wanted[key], writes=value)
             assert len(context._all_states) <= most + 2
         context.commit()
         context.reset()
@@ -126,40 +136,26 @@ def test_a_cache_of_any_size_changes_no_value(
 ) -> None:
     raw, cache = Raw(), StateCache(size)
     wanted: dict[bytes, tuple[Any, list[int]]] = {key: (None, []) for key, _, _ in calls}
-    token = beam_fn_api_pb2.ProcessBundleRequest.CacheToken(
-        user_state=beam_fn_api_pb2.ProcessBundleRequest.CacheToken.UserState(), token=b"t"
-    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(statecache, "get_deep_size", weight)
         for start in range(0, len(calls), a_bundle):
             handler = GlobalCachingStateHandler(cache, raw)
-            with handler.process_instruction_id(str(start), [token]):
+            with handler.process_instruction_id(str(start), [TOKEN]):
                 context = BoundedStates(handler, "step", BytesCoder(), GlobalWindowCoder())
                 for key, what, value in calls[start : start + a_bundle]:
                     last = context.get_state(LAST, key, WINDOW)
                     all_ = context.get_state(ALL, key, WINDOW)
-                    newest, several = wanted[key]
-                    assert (last.read(), list(all_.read())) == (newest, several)
-                    if what in ("write", "both"):
-                        last.write(newest := (value, [value]))
-                    if what in ("add", "both"):
-                        all_.add(value)
-                        several = [*several, value]
-                    if what == "clear":
-                        all_.clear()
-                        several = []
-                    wanted[key] = newest, several
+                    assert (last.read(), list(all_.read())) == wanted[key]
+                    writes = value, [value]
+                    wanted[key] = touched(last, all_, what, value, wanted[key], writes=writes)
                 context.commit()
 
 
 def test_a_state_that_this_worker_wrote_is_not_asked_for() -> None:
     raw, cache = Raw(), StateCache(10_000)
-    token = beam_fn_api_pb2.ProcessBundleRequest.CacheToken(
-        user_state=beam_fn_api_pb2.ProcessBundleRequest.CacheToken.UserState(), token=b"t"
-    )
     for bundle in range(3):
         handler = GlobalCachingStateHandler(cache, raw)
-        with handler.process_instruction_id(str(bundle), [token]):
+        with handler.process_instruction_id(str(bundle), [TOKEN]):
             context = BoundedStates(handler, "step", BytesCoder(), GlobalWindowCoder())
             last = context.get_state(LAST, b"a", WINDOW)
             assert bundle == 0 or last.read() == bundle - 1

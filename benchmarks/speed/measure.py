@@ -64,21 +64,30 @@ def fill(kafka: str, workload: Workload) -> str:
         if there == workload.events + partitions:
             return topic
         raise SystemExit(f"{topic} has {there:,} messages: delete it, or take another --state")
-    unlimited = {"retention.ms": "-1"}  # the events are of another year
-    admin.create_topics([NewTopic(topic, partitions, 1, config=unlimited)])[topic].result(30)
+    new_topic(admin, topic, partitions)
     settings = {"linger.ms": 50, "batch.size": 1_000_000, "compression.type": "lz4"}
     producer = Producer({"bootstrap.servers": kafka, **settings})
     print(f"filling {topic} …", file=sys.stderr)
     for partition, value in workload.messages():
-        while True:
-            try:
-                producer.produce(topic, value, partition=partition)
-                break
-            except BufferError:
-                producer.poll(0.1)
+        put(producer, topic, partition, value)
     if left := producer.flush(60):
         raise SystemExit(f"{left} messages were not taken by Kafka")
     return topic
+
+
+def new_topic(admin: AdminClient, topic: str, partitions: int) -> None:
+    unlimited = {"retention.ms": "-1"}  # the events are of another year
+    admin.create_topics([NewTopic(topic, partitions, 1, config=unlimited)])[topic].result(30)
+
+
+def put(producer: Producer, topic: str, partition: int, value: bytes) -> None:
+    """Produces a message, when there is room for it."""
+    while True:
+        try:
+            producer.produce(topic, value, partition=partition)
+            return
+        except BufferError:
+            producer.poll(0.1)
 
 
 def warm(elasticsearch: str) -> None:

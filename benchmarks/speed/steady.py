@@ -17,9 +17,9 @@ from statistics import median
 from threading import Thread
 
 from confluent_kafka import Producer
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
 from machine import processes, tree
-from measure import counted, running, servers, warm, wrong
+from measure import counted, new_topic, put, running, servers, warm, wrong
 from systems import SYSTEMS, Place
 from workload import Workload
 
@@ -42,12 +42,7 @@ class Sender(Thread):
                 ahead = began + n / self._rate - time.monotonic()
                 self.late = max(self.late, -ahead)
                 time.sleep(max(ahead, 0))
-            while True:
-                try:
-                    producer.produce(self._topic, value, partition=partition)
-                    break
-                except BufferError:
-                    producer.poll(0.05)
+            put(producer, self._topic, partition, value)
             producer.poll(0)
         producer.flush()
 
@@ -64,10 +59,7 @@ def main() -> int:
     with servers(None) as (kafka, elasticsearch, _pids, folder):
         warm(elasticsearch)
         topic = "steady"
-        unlimited = {"retention.ms": "-1"}  # the events are of another year
-        new = NewTopic(topic, workload.partitions, 1, config=unlimited)
-        admin = AdminClient({"bootstrap.servers": kafka})
-        admin.create_topics([new])[topic].result(30)
+        new_topic(AdminClient({"bootstrap.servers": kafka}), topic, workload.partitions)
         place = Place(
             kafka, topic, "", elasticsearch, "speed-steady", folder, folder, given.workers
         )
