@@ -1,13 +1,11 @@
 """Partitions spread evenly over workers, by a runner that hashes what it hands out.
 
 Flink hands the elements of a splittable DoFn to its subtasks by a hash of each (Beam's
-``SdfByteBufferKeySelector``): of four partitions one of two subtasks got three as often as not, or all,
+``SdfFlinkKeyKeySelector``): of four partitions one of two subtasks got three as often as not, or all,
 and read at half the speed while the other's windows stayed open. So each partition carries a number with
-which its hash leads where it should. To other runners it is a number.
+which its hash leads where it should (``key_groups``). To other runners it is a number.
 
-Source of the formulas: Java's ``ByteBuffer.hashCode``; ``murmurHash`` in Flink's ``MathUtils`` and
-``KeyGroupRangeAssignment.assignToKeyGroup`` (1.19); Beam's ``LengthPrefixCoder`` around bytes
-that the runner does not know.
+Beam puts a ``LengthPrefixCoder`` around bytes that the runner does not know.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,11 +14,9 @@ from typing import Any, Final
 
 from apache_beam.coders.coders import Coder, FastPrimitivesCoder, LengthPrefixCoder
 
+from velocity.io import key_groups
 from velocity.io.kafka_offsets import Partition
-
-GROUPS: Final = 128
-"""Flink's maximum of parallelism in Velocity's jobs, which is how many groups its hashes fall into. With another
-the partitions are spread as well as by chance."""
+from velocity.io.key_groups import GROUPS
 
 _AS_SENT: Final[Coder] = LengthPrefixCoder(FastPrimitivesCoder())
 
@@ -40,10 +36,7 @@ def spread(partitions: Iterable[Partition], before: int) -> Iterator[Partition]:
 
 def group_of(element: Any) -> int:
     """The group that Flink puts an element into."""
-    hashed = 1
-    for byte in reversed(_AS_SENT.encode(element)):
-        hashed = (31 * hashed + (byte if byte < 128 else byte - 256)) & 0xFFFFFFFF
-    return _murmur(hashed) % GROUPS
+    return key_groups.group_of(_AS_SENT.encode(element))
 
 
 def _halved(place: int) -> int:
@@ -53,24 +46,3 @@ def _halved(place: int) -> int:
     [0, 64, 32, 96, 16, 80]
     """
     return int(f"{place:07b}"[::-1], 2)
-
-
-def _murmur(code: int) -> int:
-    """Of an unsigned hash of 32 bits.
-
-    >>> _murmur(0), _murmur(1), _murmur(12345)
-    (593689054, 68075478, 638799361)
-    """
-    code = _rotated(code * 0xCC9E2D51, 15) * 0x1B873593
-    code = _rotated(code, 13) * 5 + 0xE6546B64 & 0xFFFFFFFF
-    code ^= 4  # the length of what is hashed
-    code = (code ^ code >> 16) * 0x85EBCA6B & 0xFFFFFFFF
-    code = (code ^ code >> 13) * 0xC2B2AE35 & 0xFFFFFFFF
-    code ^= code >> 16
-    signed = code - 2**32 if code >= 2**31 else code
-    return 0 if signed == -(2**31) else abs(signed)
-
-
-def _rotated(code: int, by: int) -> int:
-    code &= 0xFFFFFFFF
-    return (code << by | code >> 32 - by) & 0xFFFFFFFF

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, Final, NamedTuple, Protocol
 
 import apache_beam as beam
@@ -246,6 +247,7 @@ class Document:
         }
 
 
+@lru_cache(maxsize=1_000)  # many documents have one window
 def rfc3339(millis: int) -> str:
     """Epoch milliseconds as a UTC time of RFC 3339.
 

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from velocity.io.kafka_offsets import Partition
-from velocity.io.kafka_spread import GROUPS, group_of, spread
+from velocity.io.kafka_spread import group_of, spread
+from velocity.io.key_groups import GROUPS
 from velocity.runners.flink import MAX_PARALLELISM
 
 

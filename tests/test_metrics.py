@@ -40,6 +40,7 @@ from velocity.transforms.metrics import (
     document_id,
 )
 from velocity.transforms.partials import PreAggregation
+from velocity.transforms.shards import SHARDS, packed, shard_of, unpacked
 from velocity.transforms.windows import Fixed, Global, Session, Sliding
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -158,21 +159,41 @@ def of_one_bundle(*bundle: TimestampedValue, wanted: Metric) -> list[tuple[str, 
     return [(o.tag, o.value.value, o.value.timestamp) for o in outputs]
 
 
-def test_batches_of_a_bundle_give_one_partial_result_for_each_key_and_window() -> None:
-    total = Metric("m", SUM, Fixed(MINUTE), ["city"])
-    bundle = [batch(("a", 1, 5), ("b", 2, 2)), batch(("a", 4, 3)), batch(("a", 8, 61))]
+def test_batches_of_a_bundle_give_one_partial_result_for_each_session_of_a_key() -> None:
+    total = Metric("m", SUM, Session(MINUTE), ["city"])
+    bundle = [batch(("a", 1, 5), ("b", 2, 2)), batch(("a", 4, 5)), batch(("a", 8, 65))]
     assert of_one_bundle(*bundle, wanted=total) == [
-        ("it", (b'["m","a"]', (4000, (2, (5, 0)))), Timestamp(3)),
+        ("it", (b'["m","a"]', (5000, (2, (5, 0)))), Timestamp(5)),
         ("it", (b'["m","b"]', (2000, (1, (1, 1)))), Timestamp(2)),
-        ("it", (b'["m","a"]', (61000, (1, (1, 3)))), Timestamp(61)),
+        ("it", (b'["m","a"]', (65000, (1, (1, 3)))), Timestamp(65)),
     ]
+
+
+def test_of_a_bundle_all_keys_of_a_shard_go_together_window_by_window() -> None:
+    total = Metric("m", SUM, Fixed(MINUTE), ["city"])
+    towns = [f"t{n}" for n in range(300)]
+    bundle = [
+        batch(*((town, 1, 5) for town in towns)),
+        batch(*((town, 2, 3) for town in towns), ("t0", 4, 61)),
+    ]
+    found = of_one_bundle(*bundle, wanted=total)
+    assert len({(shard, at) for _, (shard, _), at in found}) == len(found) <= SHARDS + 1
+    counted = Counter[tuple[bytes, int]]()
+    for _, (shard, pack), at in found:
+        for key, mean, (events, _) in unpacked(pack):
+            assert (shard, at) == (shard_of(key), Timestamp(3 if mean < 60_000 else 61))
+            counted[key, mean] += events
+    assert counted == {(f'["m","{t}"]'.encode(), 4_000): 2 for t in towns} | {
+        (b'["m","t0"]', 61_000): 1
+    }
 
 
 def test_of_a_bundle_that_is_too_much_what_is_gathered_is_put_out_before_its_end() -> None:
     counted = Metric("m", {"n": "count()"}, Fixed(MINUTE))
     many = [batch(*[("a", 1, second)] * (_GATHER_ROWS // 4)) for second in (1, 2, 3, 4, 5)]
-    first, last = of_one_bundle(*many, wanted=counted)
-    assert (first[1][1][1][0], last[1][1][1][0]) == (_GATHER_ROWS, _GATHER_ROWS // 4)
+    packs = [pack for _, (_, pack), _ in of_one_bundle(*many, wanted=counted)]
+    events = [partial[0] for pack in packs for _, _, partial in unpacked(pack)]
+    assert events == [_GATHER_ROWS, _GATHER_ROWS // 4]
 
 
 def test_a_dead_letter_of_a_bundle_has_the_message_of_its_own_row() -> None:
@@ -345,7 +366,7 @@ def test_a_row_that_fails_is_a_dead_letter_with_its_message_and_joins_those_befo
 
 
 class _State:
-    """What a runner keeps for one key and window."""
+    """What a runner keeps for one shard and window."""
 
     def __init__(self) -> None:
         self.kept: Any = None
@@ -372,10 +393,10 @@ def test_a_pane_that_brings_nothing_shows_what_was_known_or_is_not_written(
     state = _State()
 
     def shown(partials: list[Any], timing: int) -> list[Any]:
-        timed = [(1_000 * i, partial) for i, partial in enumerate(partials, start=1)]
+        some = [(b'["m"]', 1_000 * i, partial) for i, partial in enumerate(partials, start=1)]
         window = IntervalWindow(Timestamp(0), Timestamp(60))
         info = PaneInfo(False, False, timing, 0, 0)
-        made = list(panes.process((b'["m"]', timed), window, info, state))
+        made = list(panes.process((b"7", [packed([one]) for one in some]), window, info, state))
         return [(*pane(document), document.due) for document in made]
 
     on_time, early, late = (
@@ -404,7 +425,8 @@ def test_a_windows_only_pane_asks_for_no_state_where_the_runner_tells_that_it_is
 
     def made(state: _State, first: bool, last: bool, total: int) -> Any:
         info = PaneInfo(first, last, PaneInfoTiming.ON_TIME, 0, 0)
-        [it] = panes.process((b'["m"]', [(1_000, (1, (total, 0)))]), window, info, state)
+        pack = packed([(b'["m"]', 1_000, (1, (total, 0)))])
+        [it] = panes.process((b"7", [pack]), window, info, state)
         return it.values["total"]
 
     only, several = _State(), _State()
@@ -415,6 +437,25 @@ def test_a_windows_only_pane_asks_for_no_state_where_the_runner_tells_that_it_is
     skipped = {("read", 0), ("write", 2)} if told else set()
     wanted_calls = [(c, i) for i in range(3) for c in ("read", "write") if (c, i) not in skipped]
     assert several.calls == [call for call, _ in wanted_calls]
+
+
+def test_a_pane_shows_what_it_brings_and_the_one_at_the_watermark_all_keys() -> None:
+    wanted = Metric("m", SUM, Fixed(MINUTE), ["city"])
+    document = _ToDocument("job", PreAggregation(SCHEMA, "at", [wanted]))
+    panes, state = _PaneByPane(document, show_early=True), _State()
+
+    def shown(timing: int, *cities: str) -> list[Any]:
+        some = [(f'["m","{city}"]'.encode(), 1_000, (1, (5, 0))) for city in cities]
+        window = IntervalWindow(Timestamp(0), Timestamp(60))
+        info = PaneInfo(False, False, timing, 0, 0)
+        made = panes.process((b"7", [packed(some)] if some else []), window, info, state)
+        return sorted((d.dimensions["city"], d.events, d.pane) for d in made)
+
+    early, on_time, late = PaneInfoTiming.EARLY, PaneInfoTiming.ON_TIME, PaneInfoTiming.LATE
+    assert shown(early, "a", "b") == [("a", 1, "early"), ("b", 1, "early")]
+    assert shown(early, "b", "c") == [("b", 2, "early"), ("c", 1, "early")]
+    assert shown(on_time, "a") == [("a", 2, "on_time"), ("b", 2, "on_time"), ("c", 1, "on_time")]
+    assert shown(late, "d", "c") == [("c", 2, "late"), ("d", 1, "late")]
 
 
 DIMENSIONS = st.lists(

@@ -9,6 +9,7 @@ from collections import defaultdict
 from datetime import UTC, datetime, timedelta
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import urllib3
@@ -206,3 +207,34 @@ def test_a_week_of_four_uneven_partitions_gives_what_reading_it_in_order_gives(
     cluster("stop", running, "--drain")
     wanted = expected(load(case.path), messages, directory(SEED))
     assert list(differences(wanted, case.documents()))[:5] == []
+
+
+def read_by_subtasks(cluster: Cluster, job: str, name: str) -> list[int]:
+    """How many elements each subtask got of the one vertex with such a name."""
+
+    def told(path: str) -> Any:
+        return urllib3.request("GET", f"{cluster.flink.url}/jobs/{job}{path}").json()
+
+    [vertex] = [v["id"] for v in told("")["vertices"] if re.search(name, v["name"])]
+    subtasks = told(f"/vertices/{vertex}")["subtasks"]
+    return [subtask["metrics"]["read-records"] for subtask in subtasks]
+
+
+def test_subtasks_have_as_many_partitions_and_shards_of_metrics_as_the_others(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    case = Case(cluster, tmp_path, 20_000)
+    job = yaml.safe_load(case.path.read_text())
+    metric = {"name": "ever", "by": ["event_id"], "values": {"n": "count()"}}
+    job["metrics"] = [metric | {"window": {"global": True}, "emit": {"early": "1s"}}]
+    job["enrich"] = []
+    case.path.write_text(yaml.safe_dump(job))
+    running = case.run("--parallelism", "2")
+    case.pace.release()
+    case.produce()
+    case.await_all(120)
+    until(lambda: sum(read_by_subtasks(cluster, running, "/Group$")) > 128)  # told after a while
+    assert read_by_subtasks(cluster, running, r"\{Read") == [2, 2]
+    # Of a bundle of many keys each shard has some.
+    first, second = read_by_subtasks(cluster, running, "/Group$")
+    assert abs(first - second) < 0.03 * (first + second)

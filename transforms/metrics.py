@@ -2,17 +2,17 @@
 
 import hashlib
 import json
-import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import lru_cache
 from itertools import islice
 from operator import itemgetter
 from typing import Any, Final
 
 import apache_beam as beam
 import pyarrow as pa
-from apache_beam.coders import FastPrimitivesCoder
+from apache_beam.coders import BytesCoder
 from apache_beam.options.pipeline_options import DebugOptions
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.trigger import (
@@ -44,14 +44,20 @@ from velocity.transforms.expressions import failed_rows
 from velocity.transforms.ids import LONGEST, IdTemplate
 from velocity.transforms.metric import Metric
 from velocity.transforms.panes import PANES_TOLD
-from velocity.transforms.partials import MetricError, Partial, PreAggregation, merge
+from velocity.transforms.partials import (
+    MetricError,
+    Partial,
+    PreAggregation,
+    Reduced,
+    merge,
+)
+from velocity.transforms.shards import packed, shard_of, unpacked
 from velocity.transforms.windows import Days, Fixed, Global, Session, Sliding, Window, millis
 
 _GATHER_EVERY: Final = timedelta(seconds=10)
 _GATHER_ROWS: Final = 250_000
 _GATHER_BYTES: Final = 64 * 2**20
 _MOST_EARLY: Final = 100
-_CODEC: Final = "lz4_raw"
 
 
 _Timed = tuple[int, Partial]
@@ -159,9 +165,8 @@ class _PreAggregate(beam.DoFn):
         self.start_bundle()
         reduced, failures, late = self._reduction.reduce(rows, spanning=not self._bounded)
         self._partials.inc(len(reduced))
-        for metric, key, time, partial, mean, last in reduced:
-            value = (last, _packed(partial)) if self._bounded else (mean, partial)
-            yield _output(self._tag_of[metric.name], (key, value), Timestamp(micros=time * 1000))
+        yield from self._by_key(one for one in reduced if _is_session(one))
+        yield from self._by_shard(one for one in reduced if not _is_session(one))
         for cause, some in ((Cause.EXPRESSION_FAILED, failures), (Cause.LATE, late)):
             if some:
                 failed_at = self._clock()
@@ -170,18 +175,45 @@ class _PreAggregate(beam.DoFn):
                 )
                 yield _output("dead_letters", dead, at)
 
+    def _by_key(self, sessions: Iterable[Reduced]) -> Iterator[TaggedOutput]:
+        for one in sessions:
+            value = (one.last, packed(one.partial)) if self._bounded else (one.mean, one.partial)
+            yield self._output(one, one.key, value, one.time)
+
+    def _by_shard(self, reduced: Iterable[Reduced]) -> Iterator[TaggedOutput]:
+        """What has the same windows and goes to one shard goes together."""
+        together: dict[tuple[str, bytes, int], list[Reduced]] = {}
+        for one in reduced:
+            place = self._tag_of[one.metric.name], shard_of(one.key), one.slice
+            together.setdefault(place, []).append(one)
+        for (_, shard, _), some in together.items():
+            values: _Some = [(one.key, one.mean, one.partial) for one in some]
+            yield self._output(some[0], shard, packed(values), min(one.time for one in some))
+
+    def _output(self, one: Reduced, key: bytes, value: Any, time: int) -> TaggedOutput:
+        return _output(self._tag_of[one.metric.name], (key, value), Timestamp(micros=time * 1000))
+
+
+_Some = list[tuple[bytes, int, Partial]]
+"""Partial results that go together: of each its key, the mean time of its events, and itself."""
+
+
+def _is_session(one: Reduced) -> bool:
+    return isinstance(one.metric.window, Session)
+
 
 def _output(tag: str, value: Any, at: Timestamp) -> TaggedOutput:
     return TaggedOutput(tag, WindowedValue(value, at, (GlobalWindow(),)))
 
 
 class _Windowed(beam.PTransform):
-    """KV of key and partial result to documents, for metrics of one windowing.
+    """KV of shard and partial results, of sessions of key and partial result, to documents; for
+    metrics of one windowing.
 
     A pane that comes again and again must not cost more the longer its window: it brings only what
-    is new (DISCARDING), and is added to what a state keeps for its key and window. Windows that
-    merge can't keep such a state and bring all each time (ACCUMULATING). Bounded input has one
-    pane of each window, and goes its own way: ``_Bounded``.
+    is new (DISCARDING), and is added to what a state keeps for its shard and window. Windows that
+    merge are each key's own, can't keep such a state and bring all each time (ACCUMULATING). Bounded
+    input has one pane of each window, and goes its own way: ``_Bounded``.
     """
 
     def __init__(
@@ -230,39 +262,17 @@ class _Windowed(beam.PTransform):
 
 
 _Packed = tuple[int, bytes]
-"""The time of the last event of a partial result, and the partial result, ``_packed``."""
+"""The time of the last event of a partial result, and the partial result, ``packed``."""
 _Run = tuple[int, int, bytes]
 """The times of the first and the last event of a partial result, and the partial result."""
-
-
-def _packed(partial: Partial) -> bytes:
-    """Pickled and compressed.
-
-    The direct runner decodes and encodes all that it groups, in a single process, and keeps it there
-    until the input ends. Beam's coders take a microsecond for ten numbers; of sets and percentiles
-    LZ4 leaves half.
-
-    >>> _unpacked(_packed((2, (5, 0), [1.5, 2.0])))
-    (2, (5, 0), [1.5, 2.0])
-    """
-    pickled = pickle.dumps(partial)
-    compressed: bytes = pa.compress(pickled, codec=_CODEC, asbytes=True)
-    return b"%d " % len(pickled) + compressed
-
-
-def _unpacked(packed: bytes) -> Partial:
-    size, _, compressed = packed.partition(b" ")
-    pickled = pa.decompress(compressed, int(size), codec=_CODEC, asbytes=True)
-    partial: Partial = pickle.loads(pickled)
-    return partial
 
 
 class _Bounded(beam.PTransform):
     """The documents of bounded partial results, which are on time.
 
     The windows are part of the key: a runner's own, in Python, would take most of a replay's time,
-    and for sessions the square of a key's. Partial results come ``_packed``, each with the time of
-    its last event.
+    and for sessions the square of a key's. Partial results come ``packed``, those of sessions each
+    with the time of its last event.
     """
 
     def __init__(self, window: Window, document: "_ToDocument") -> None:
@@ -289,11 +299,11 @@ class _WithWindow(beam.DoFn):
         self._window = window
 
     def process(
-        self, element: tuple[bytes, _Packed], timestamp: Any = beam.DoFn.TimestampParam
+        self, element: tuple[bytes, bytes], timestamp: Any = beam.DoFn.TimestampParam
     ) -> Iterator[tuple[bytes, bytes]]:
-        key, (_, packed) = element
+        shard, some = element
         for start in self._window.starts(timestamp.micros // 1000):
-            yield b"%d %b" % (start, key), packed
+            yield b"%d %b" % (start, shard), some
 
 
 class _OfWindow(beam.DoFn):
@@ -301,11 +311,11 @@ class _OfWindow(beam.DoFn):
         self._window, self._document = window, document
 
     def process(self, element: tuple[bytes, Iterable[bytes]]) -> Iterator[Document]:
-        keyed, packed = element
-        start, _, key = keyed.partition(b" ")
-        partial = self._document.merge(key, map(_unpacked, packed))
-        if partial[0]:
-            window = int(start), self._window.end(int(start))
+        place, packs = element
+        start = int(place.partition(b" ")[0])
+        window = start, self._window.end(start)
+        for key, timed in _gathered(packs).items():
+            partial = self._document.merge(key, (partial for _, partial in timed))
             yield self._document.make(key, partial, window, PaneInfoTiming.ON_TIME)
 
 
@@ -313,8 +323,8 @@ class _WithTime(beam.DoFn):
     def process(
         self, element: tuple[bytes, _Packed], timestamp: Any = beam.DoFn.TimestampParam
     ) -> Iterator[tuple[bytes, _Run]]:
-        key, (last, packed) = element
-        yield key, (timestamp.micros // 1000, last, packed)
+        key, (last, pack) = element
+        yield key, (timestamp.micros // 1000, last, pack)
 
 
 class _Sessions(beam.DoFn):
@@ -331,12 +341,12 @@ class _Sessions(beam.DoFn):
         key, runs = element
         session: list[Partial] = []
         start = last = 0
-        for first, until, packed in sorted(runs, key=itemgetter(0)):
+        for first, until, pack in sorted(runs, key=itemgetter(0)):
             if session and first - last >= self._gap:
                 yield from self._made(key, session, start, last)
                 session = []
             start, last = (start, max(last, until)) if session else (first, until)
-            session.append(_unpacked(packed))
+            session.append(unpacked(pack))
         yield from self._made(key, session, start, last)
 
     def _made(
@@ -389,13 +399,13 @@ class _WholePane(beam.DoFn):
 
 
 class _PaneByPane(beam.DoFn):
-    """Documents of panes that hold what came since the pane before.
+    """Documents of panes that hold what came since the pane before, for the keys of a shard.
 
     Where no early documents are wanted (``show_early``), early panes come all the same and are
     only added up, for else the runner would hold every partial result until the window closes.
     """
 
-    _SO_FAR = ReadModifyWriteStateSpec("so_far", FastPrimitivesCoder())
+    _SO_FAR = ReadModifyWriteStateSpec("so_far", BytesCoder())
 
     def __init__(self, document: "_ToDocument", *, show_early: bool, told: bool = False) -> None:
         self._document = document
@@ -403,30 +413,45 @@ class _PaneByPane(beam.DoFn):
 
     def process(
         self,
-        pane: _Pane,
+        pane: tuple[bytes, Iterable[bytes]],
         window: Any = beam.DoFn.WindowParam,
         info: Any = beam.DoFn.PaneInfoParam,
         so_far: Any = beam.DoFn.StateParam(_SO_FAR),  # noqa: B008
     ) -> Iterator[Document]:
-        key, timed = pane
+        _, packs = pane
         # Each way to the runner's states and back takes a millisecond, as much as a thousand rows
         # do; most windows of a backlog have one pane.
-        before = None if self._told and info.is_first else so_far.read()
-        new = list(timed)
-        if new:
-            partials = [partial for _, partial in new]
-            partial = self._document.merge(key, [before, *partials] if before else partials)
-            if not (self._told and info.is_last):
-                so_far.write(partial)
-        else:
-            # Flink's on-time pane comes even if nothing is new; it says that the window is complete
-            partial = before or (0,)
-        if partial[0] and (self._show_early or info.timing != PaneInfoTiming.EARLY):
-            made = self._document.make(key, partial, _ends(window), info.timing)
-            if info.timing == PaneInfoTiming.ON_TIME and not self._show_early:
+        kept = None if self._told and info.is_first else so_far.read()
+        before: dict[bytes, Partial] = unpacked(kept) if kept else {}
+        new = _gathered(packs)
+        changed = {key: self._merged(key, before.get(key), timed) for key, timed in new.items()}
+        if changed and not (self._told and info.is_last):
+            so_far.write(packed(before | changed))
+        if info.timing == PaneInfoTiming.EARLY and not self._show_early:
+            return
+        on_time = info.timing == PaneInfoTiming.ON_TIME
+        ends = _ends(window)
+        # The on-time pane says of each key that its window is complete, whatever is new.
+        for key, partial in (before | changed if on_time else changed).items():
+            made = self._document.make(key, partial, ends, info.timing)
+            if on_time and not self._show_early:
                 yield replace(made, due=made.window_end)
             else:
-                yield replace(made, due=_mean_time(new))
+                yield replace(made, due=_mean_time(new.get(key, ())))
+
+    def _merged(self, key: bytes, before: Partial | None, timed: Sequence[_Timed]) -> Partial:
+        partials = [partial for _, partial in timed]
+        return self._document.merge(key, [before, *partials] if before else partials)
+
+
+def _gathered(packs: Iterable[bytes]) -> dict[bytes, list[_Timed]]:
+    """The partial results of each key of a shard."""
+    gathered: dict[bytes, list[_Timed]] = {}
+    for pack in packs:
+        some: _Some = unpacked(pack)
+        for key, mean, partial in some:
+            gathered.setdefault(key, []).append((mean, partial))
+    return gathered
 
 
 def _mean_time(new: Sequence[_Timed]) -> int | None:
@@ -439,6 +464,13 @@ def _mean_time(new: Sequence[_Timed]) -> int | None:
     return sum(mean * partial[0] for mean, partial in new) // events if events else None
 
 
+@lru_cache(maxsize=10_000)
+def _of_key(key: bytes) -> tuple[str, Sequence[Any]]:
+    """The metric and the dimensions."""
+    name, *dimensions = json.loads(key)
+    return name, dimensions
+
+
 class _ToDocument:
     """Merges partial results of a key, and makes documents of them."""
 
@@ -449,11 +481,11 @@ class _ToDocument:
         self._ids = ids_of(job, reduction.metrics)
 
     def merge(self, key: bytes, partials: Iterable[Partial]) -> Partial:
-        name, *_ = json.loads(key)
+        name, _ = _of_key(key)
         return merge(self._aggregates[name], partials)
 
     def make(self, key: bytes, partial: Partial, window: _Ends, timing: int) -> Document:
-        name, *dimensions = json.loads(key)
+        name, dimensions = _of_key(key)
         metric = self._metrics[name]
         events, *states = partial
         start, end = window
@@ -477,7 +509,7 @@ class _ToDocument:
 
     def merged(self, key: bytes, slot: int) -> Document:
         """Takes away the document of a session that began in a slot."""
-        name, *dimensions = json.loads(key)
+        name, dimensions = _of_key(key)
         by = dict(zip(self._metrics[name].by, dimensions, strict=True))
         id_ = self._id(name, slot, dimensions)
         return Document(self._job, name, slot, slot, by, {}, 0, MERGED, id_, slot=slot)

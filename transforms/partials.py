@@ -32,6 +32,8 @@ class Reduced(NamedTuple):
     """Of its events' times, epoch milliseconds."""
     last: int = 0
     """The latest of them."""
+    slice: int = 0
+    """Of time: partial results of one slice share all their windows."""
 
 
 class Reduction(NamedTuple):
@@ -231,12 +233,12 @@ def _put_out(
     at = firsts
     if isinstance(metric.window, Days):
         at = metric.window.stamps(grouped["t_min"].combine_chunks().to_numpy()).tolist()
-    means = grouped["t_mean"].to_pylist()
+    means, slices = grouped["t_mean"].to_pylist(), grouped["slice"].to_pylist()
     empty: Partial = (0, *[None] * len(states))
     for i, events in enumerate(grouped["count_all"].to_pylist()):
         key = _DUMPS([metric.name, *(values[i] for values in dimensions)]).encode()
         partial = (events, *(column[i] for column in states))
-        yield Reduced(metric, key, at[i], partial, int(means[i]), lasts[i])
+        yield Reduced(metric, key, at[i], partial, int(means[i]), lasts[i], slices[i])
         if spanning and isinstance(metric.window, Session):
             for time in metric.window.spanning(firsts[i], lasts[i]):
                 yield Reduced(metric, key, time, empty)
