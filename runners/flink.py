@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
+from velocity.io.key_groups import GROUPS
 from velocity.runners.flink_errors import FlinkError
 from velocity.runners.stack_state import StackState
 from velocity.transforms.panes import PANES_TOLD
@@ -15,9 +16,9 @@ from velocity.transforms.panes import PANES_TOLD
 LOCAL: Final = "local"
 """The master that is a Flink inside the job server, its worker in the submitting process, or several beside it."""
 
-MAX_PARALLELISM: Final = 128
+MAX_PARALLELISM: Final = GROUPS
 """Into how many groups Flink divides keys, once for all: a savepoint of a job that has other
-groups cannot be resumed, so it is the same for every parallelism. ``io/kafka_spread.py`` counts on it."""
+groups cannot be resumed, so it is the same for every parallelism."""
 
 STATE_CACHE_MB: Final = 64
 """Of each Python worker, for states of keys; Beam's default is none."""

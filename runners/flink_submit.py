@@ -56,8 +56,8 @@ What Flink tells of one job may be as old as its ``web.refresh-interval``, 3 s; 
 
 _SUBMIT_JVM: Final = ("-Xmx512m",)
 _LOCAL_JVM: Final = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
-"""Of a job server that has Flink in it: what its Java does is little, and the optimising compiler would take half as
-much time of the processors as a backlog of five million events. ``--job_server_jvm_properties`` gives others."""
+"""Of a job server that has Flink in it: what its Java does is little, and of a backlog of five million events the
+optimising compiler would take a sixth of the processors' time. ``--job_server_jvm_properties`` gives others."""
 
 _LACKS_SLOTS: Final = "Could not acquire the minimum required resources"
 

@@ -178,7 +178,7 @@ class _PreAggregate(beam.DoFn):
     def _by_key(self, sessions: Iterable[Reduced]) -> Iterator[TaggedOutput]:
         for one in sessions:
             value = (one.last, packed(one.partial)) if self._bounded else (one.mean, one.partial)
-            yield self._output(one, one.key, value, one.time)
+            yield self._put_out(one, one.key, value, one.time)
 
     def _by_shard(self, reduced: Iterable[Reduced]) -> Iterator[TaggedOutput]:
         """What has the same windows and goes to one shard goes together."""
@@ -188,9 +188,9 @@ class _PreAggregate(beam.DoFn):
             together.setdefault(place, []).append(one)
         for (_, shard, _), some in together.items():
             values: _Some = [(one.key, one.mean, one.partial) for one in some]
-            yield self._output(some[0], shard, packed(values), min(one.time for one in some))
+            yield self._put_out(some[0], shard, packed(values), min(one.time for one in some))
 
-    def _output(self, one: Reduced, key: bytes, value: Any, time: int) -> TaggedOutput:
+    def _put_out(self, one: Reduced, key: bytes, value: Any, time: int) -> TaggedOutput:
         return _output(self._tag_of[one.metric.name], (key, value), Timestamp(micros=time * 1000))
 
 
