@@ -19,8 +19,9 @@ demo: .venv/installed ## Run the main job over simulated events, check every doc
 test: lint ## Run ruff, mypy and all tests that need no server.
 	$(BIN)/python -m pytest -q -n 2 -m "not stack and not chaos"
 
+# The servers live for minutes, in which the optimising compiler would take much of the processors.
 test-stack: .venv/installed ## Run the tests on real servers: needs a JDK 17 (and 21 or later), Maven.
-	$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile --no-loadscope-reorder --durations 25 -m stack
+	JDK_JAVA_OPTIONS=-XX:TieredStopAtLevel=1 $(BIN)/python -m pytest -q -rs -n 2 --dist loadfile --no-loadscope-reorder --durations 25 -m stack
 
 test-failed: .venv/installed ## Run again only what failed last time.
 	$(BIN)/python -m pytest -q --last-failed --last-failed-no-failures none -m "not chaos"

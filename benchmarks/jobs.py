@@ -25,12 +25,12 @@ from velocity.pipelines.domains import DOMAINS
 from velocity.pipelines.graph import Graph
 from velocity.pipelines.job import DeadLetterSpec
 from velocity.pipelines.jobfile import load
-from velocity.pipelines.produce import produce
 from velocity.pipelines.recompute import differences
 from velocity.pipelines.simulator import Scenario, simulate
 from velocity.runners.demo import expected
 from velocity.runners.embedded import DirectoryService, EmbeddedKafka
 from velocity.runners.options import options_for
+from velocity.runners.produce import produce
 from velocity.runners.run import redirect, run
 
 FOLDER = Path(__file__).parent.parent / "pipelines"

@@ -19,10 +19,10 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from velocity.pipelines.directory import directory
-from velocity.pipelines.produce import produce
 from velocity.pipelines.simulator import Scenario
 from velocity.runners.demo import JOB
 from velocity.runners.embedded import DirectoryService
+from velocity.runners.produce import produce
 from velocity.runners.stack_paths import state_folder
 from velocity.runners.stack_state import read_state
 

@@ -20,8 +20,8 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from soak import processor_time  # beside this file
 
 from velocity.pipelines.domains import DOMAINS
-from velocity.pipelines.produce import produce_by
 from velocity.pipelines.simulator import Scenario
+from velocity.runners.produce import produce_by
 from velocity.runners.stack_paths import state_folder
 from velocity.runners.stack_state import read_state
 

@@ -27,13 +27,13 @@ from velocity.pipelines.directory import Directory, directory
 from velocity.pipelines.graph import Graph
 from velocity.pipelines.job import Job
 from velocity.pipelines.jobfile import load
-from velocity.pipelines.produce import produce
 from velocity.pipelines.recompute import differences
 from velocity.pipelines.simulator import Scenario, simulate
 from velocity.runners.demo import JOB, expected
 from velocity.runners.embedded import DirectoryService
 from velocity.runners.flink import FlinkOptions
 from velocity.runners.flink_submit import Submitted, submit
+from velocity.runners.produce import produce
 from velocity.runners.run import redirect
 from velocity.runners.stack_paths import state_folder
 from velocity.runners.stack_server import members

@@ -46,7 +46,9 @@ request_timeout=datetime.timedelta(seconds=30))
             if url.scheme not in ("http", "https") or not url.hostname:
                 raise ValueError("hosts: each is a URL such as https://elastic.internal:9200")
             if url.username or url.password:
-                raise ValueError("hosts: give the user and password as basic_auth, not in the URL")
+                raise ValueError(
+                    "hosts: give user and password as basic_auth (in a job: username and password), not in the URL"
+                )
         if self.cloud_id and not _names_a_host(self.cloud_id):
             raise ValueError("cloud_id: copy it whole from the deployment's page: NAME:BASE64")
         if self.api_key and self.basic_auth:

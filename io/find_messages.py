@@ -13,7 +13,7 @@ from velocity.io.kafka_config import KafkaConfig
 from velocity.io.kafka_consumer import offsets_to_read, open_consumer
 from velocity.io.kafka_readers import READERS
 from velocity.io.kafka_topics import topics_of
-from velocity.io.records import MESSAGE, MESSAGES
+from velocity.io.records import MESSAGES
 
 _AT_ONCE = 20_000
 
@@ -87,9 +87,3 @@ def in_enriched_archive(
                 table = table.filter(pc.equal(table[column].cast(pa.string()), value))
                 if table.num_rows:
                     yield from rows_of(table, file, schema).combine_chunks().to_batches()
-
-
-def place_of(row: pa.RecordBatch) -> tuple[str, int, int]:
-    """Topic, partition and offset of a row's message of origin; the row is the first of a batch."""
-    origin = row[MESSAGE][0]
-    return origin["topic"].as_py(), origin["partition"].as_py(), origin["offset"].as_py()

@@ -149,7 +149,10 @@ class PartitionReader:
                 _LOG.warning(text, *where.values(), error.args[0].str(), extra=where)
                 self._note_gone(error.args[0])
             else:
-                self._end, self._gone_since = (asked_at, end), None
+                # Asked, it tells no more than may be read: what lies behind an open transaction, of
+                # other producers too, is beyond that. Fetches tell of all.
+                _, written = self._consumer.get_watermark_offsets(self._where, cached=True)
+                self._end, self._gone_since = (asked_at, max(end, written)), None
         return self._end[0] if self._end and self._is_past_end() else None
 
     def expect_more(self) -> None:

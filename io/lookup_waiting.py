@@ -28,7 +28,8 @@ class ServiceUnavailable(Exception):
     def __str__(self) -> str:
         return (
             f"{self.name}: {self.keys} keys could not be looked up in {self.seconds:.0f} s; the "
-            f"first: {self.error}. Nothing is lost: the events are read again"
+            f"first: {self.error}. None of their events is counted yet, nor lost: they are looked up"
+            " again as the job goes on, or is run again"
         )
 
 

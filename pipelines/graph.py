@@ -82,7 +82,7 @@ class UnsetVariable(JobError):
     """The job refers to an environment variable that is not set."""
 
     def __init__(self, variable: str, *place: str | int) -> None:
-        super().__init__(f"the environment variable {variable} is not set", *place)
+        super().__init__(f"the environment variable {variable} is not set: export it", *place)
         self.args = (variable, *place)  # what unpickling calls it with
         self.variable = variable
 
@@ -380,11 +380,6 @@ class Graph:
         if spec.enriched:
             schemas[Kind.ENRICHED] = self.derived_schema
         with _at("archive"):
-            if spec.raw and self.job.sensitive:
-                raise ValueError(
-                    "raw: messages are kept whole, and this job has sensitive fields; keep enriched "
-                    "events only, in which these are hashed or left out"
-                )
             return {
                 kind: WriteToArchive(
                     path,

@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,9 @@ MOST_VALUES: Final = 100_000
 """In a file, with what its aliases repeat."""
 
 
+_NOT_CHECKED: Final = "not checked: "
+
+
 @dataclass(frozen=True, order=True)
 class Problem:
     """What is wrong with a job, and where.
@@ -50,6 +53,16 @@ class Problem:
     text: str
     note: bool = False
     """Whether it says what could not be checked, rather than what is wrong."""
+
+    def as_error(self) -> "Problem":
+        """The same for who wants to run the job: what is not set is wrong then.
+
+        >>> print(Problem("job.yaml", 2, "source", "not checked: ${KAFKA} is not set", True).as_error())
+        job.yaml:2: source: ${KAFKA} is not set: export it
+        """
+        if not self.note:
+            return self
+        return replace(self, text=f"{self.text.removeprefix(_NOT_CHECKED)}: export it", note=False)
 
     def __str__(self) -> str:
         where = self.file if self.line is None else f"{self.file}:{self.line}"
@@ -484,7 +497,7 @@ class _Part(NamedTuple):
                 # the name's fault.
                 unset = True
                 known[error.variable] = error.variable
-                text = f"not checked: ${{{error.variable}}} is not set"
+                text = f"{_NOT_CHECKED}${{{error.variable}}} is not set"
                 yield self._place(error.place), text, True
                 continue
             except JobError as error:

@@ -196,8 +196,8 @@ there ten seconds after its first event, and it is corrected for an hour.
 ## What holds for the whole file
 
 - **Unknown keys are errors**, and so are keys given twice. Every problem is told with its line.
-- **Secrets** are no part of the file. `${{NAME}}` in text of `source`, `enrich`, `sensitive`,
-  `sinks` and `dead_letters` stands for the environment variable when the job runs. `velocity plan` and every
+- **Secrets** are no part of the file. `${{NAME}}` in text of `source`, `enrich`, `sensitive`, `transactions`,
+  `sinks`, `archive` and `dead_letters` stands for the environment variable when the job runs. `velocity plan` and every
   message show it as written. Put quotes around it: `"${{NAME}}"`.
 - **Durations** are numbers with units, `d`, `h`, `m`, `s` and `ms`: `10s`, `1h30m`.
 - **Plain text** is read as YAML 1.2 reads it: `on`, `yes` and `12:30` are text. Merge keys (`<<`)

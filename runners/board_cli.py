@@ -9,7 +9,7 @@ import typer
 
 from velocity.pipelines import jobfile
 from velocity.runners.exit_codes import codes
-from velocity.runners.terminal import Json, complain
+from velocity.runners.terminal import JobPaths, Json, complain
 
 if TYPE_CHECKING:
     from velocity.io.dead_letter_counts import LetterCounts
@@ -30,7 +30,7 @@ def add_board_command(app: typer.Typer) -> None:
 
 
 def board(
-    paths: Annotated[list[Path], typer.Argument(metavar="JOB...", help="Job files: docs/jobs.md.")],
+    paths: JobPaths,
     sqlite: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Read documents there, not in the jobs' sinks."),

@@ -4,13 +4,15 @@ import errno
 import json
 import os
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 from typer.core import TyperGroup
 
-from velocity.pipelines.jobfile import JobFileError
+from velocity.pipelines.jobfile import JobFileError, read, variables
 from velocity.runners.archive_cli import archive_app
 from velocity.runners.board_cli import add_board_command
 from velocity.runners.dashboards_cli import dashboards_app
@@ -25,8 +27,9 @@ from velocity.runners.logs import VARIABLE, Format, configure
 from velocity.runners.replay_cli import add_replay_command
 from velocity.runners.run_cli import add_run_command
 from velocity.runners.stack_cli import stack_app
-from velocity.runners.terminal import JSON, complain
+from velocity.runners.terminal import JOBS, JSON, complain
 from velocity.runners.trace_cli import add_trace_command
+from velocity.runners.workers_cli import add_workers_command
 
 EXIT_CODES: Final = codes(130)
 
@@ -46,14 +49,31 @@ class _Commands(TyperGroup):
             broken_pipe = isinstance(error, OSError) and error.errno == errno.EPIPE
             if ctx.params.get("debug") or broken_pipe:
                 raise
-            message = _message(error)
+            told = _in_file(error, ctx.meta.get(JOBS, ()))
+            message = _message(told)
             if ctx.meta.get(JSON):
                 print(json.dumps({"error": type(error).__name__, "message": message}))
-            if isinstance(error, JobFileError):
+            if isinstance(told, JobFileError):
                 print(message, file=sys.stderr)
             else:
                 complain(ctx.invoked_subcommand or "", message)
             raise typer.Exit(1) from None
+
+
+def _in_file(error: Exception, paths: Sequence[Path]) -> Exception:
+    """What is wrong with a part of a job, with its file and line, if it is known whose part it is."""
+    if not isinstance(error, ValueError) or not paths:
+        return error
+    from velocity.pipelines.graph import JobError, UnsetVariable  # it imports all of Beam
+
+    if not isinstance(error, JobError):
+        return error
+    files = [read(path) for path in paths]
+    if isinstance(error, UnsetVariable):
+        files = [file for file in files if error.variable in variables(file.job)]
+    elif len(files) > 1:
+        return error
+    return JobFileError([file.source.problem(error.place, error.error) for file in files])
 
 
 def _message(error: Exception) -> str:
@@ -86,6 +106,7 @@ add_elastic_commands(app)
 add_demo_commands(app)
 add_trace_command(app)
 add_board_command(app)
+add_workers_command(app)
 
 
 def main() -> None:

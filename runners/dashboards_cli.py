@@ -9,7 +9,7 @@ import typer
 
 from velocity.pipelines import jobfile
 from velocity.runners.exit_codes import codes
-from velocity.runners.terminal import Json, duration, working
+from velocity.runners.terminal import JobPaths, Json, duration, working
 
 if TYPE_CHECKING:
     from velocity.pipelines.dashboards import Board
@@ -24,7 +24,6 @@ dashboards_app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-JobPaths = Annotated[list[Path], typer.Argument(metavar="JOB...", help="Job files: docs/jobs.md.")]
 All = Annotated[
     bool, typer.Option("--all", help="A dashboard across these jobs too, with links to each.")
 ]
@@ -170,8 +169,8 @@ def operations(
     as_json: Json = False,
 ) -> None:
     """Write a Grafana dashboard and Prometheus alert rules for those who run jobs on Flink."""
-    from velocity.pipelines.alert_rules import Targets, as_yaml
-    from velocity.pipelines.operations import operations as made
+    from velocity.runners.alert_rules import Targets, as_yaml
+    from velocity.runners.operations import operations as made
 
     try:
         targets = Targets(

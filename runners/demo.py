@@ -21,11 +21,11 @@ from velocity.pipelines.domains import DOMAINS
 from velocity.pipelines.graph import Graph
 from velocity.pipelines.job import Job
 from velocity.pipelines.jobfile import load
-from velocity.pipelines.produce import produce
 from velocity.pipelines.recompute import ExpectedDocument, Find, Message, differences, recompute
 from velocity.pipelines.simulator import Kind, Scenario, SimulatedMessage, simulate
 from velocity.runners.embedded import DirectoryService, EmbeddedKafka
 from velocity.runners.options import options_for
+from velocity.runners.produce import produce
 from velocity.runners.run import redirect, run, summary
 
 JOB: Final = Path(__file__).parent.parent / "pipelines" / "pharmacy_delivery.yaml"

@@ -90,8 +90,8 @@ def simulate(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from velocity.pipelines.disturbances import outage_of, peak_of
-    from velocity.pipelines.produce import produce, produce_by
     from velocity.pipelines.simulator import Scenario
+    from velocity.runners.produce import produce, produce_by
 
     if (expected is None) != (job is None):
         raise typer.BadParameter("--expected and --job go together")

@@ -3,10 +3,11 @@
 import json
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from velocity.runners.flink_rest import Flink
 from velocity.runners.stack_paths import state_folder
@@ -37,32 +38,36 @@ class Submission:
 
 
 def folder() -> Path:
-    """Holds a folder for each submission, by its name in Flink."""
+    """Holds a folder for each submission."""
     return state_folder() / "flink-jobs"
 
 
+def place_of(flink: str, name: str) -> Path:
+    """The folder of a job, by its cluster and its name there: two clusters may have one of one name."""
+    return folder() / f"{name}@{urlsplit(flink).netloc.replace(':', '-')}"
+
+
 def remember(submission: Submission) -> None:
-    place = folder() / submission.name
+    place = place_of(submission.flink, submission.name)
     place.mkdir(parents=True, exist_ok=True)
     (place / FILE).write_text(json.dumps(asdict(submission)) + "\n")
 
 
-def recall(name: str) -> Submission | None:
-    """The submission of this name; None if it was made elsewhere, or is long gone."""
-    return next((s for s in _submissions() if s.name == name), None)
+def recall(flink: str, name: str) -> Submission | None:
+    """The submission to a cluster under a name; None if it was made elsewhere, or is long gone."""
+    file = place_of(flink, name) / FILE
+    return _read(file) if file.is_file() else None
 
 
-def forget_ended(flink: Flink) -> Path:
-    """Deletes the files of those jobs of a cluster that have ended, and returns ``folder()``."""
-    ours = [submission for submission in _submissions() if submission.flink == flink.url]
-    if ours:
+def forget_ended(flink: Flink) -> None:
+    """Deletes the files of those jobs of a cluster that have ended."""
+    submissions = {file.parent: _read(file) for file in folder().glob(f"*/{FILE}")}
+    if ours := {place: one.name for place, one in submissions.items() if one.flink == flink.url}:
         living = {job.name for job in flink.jobs() if not job.ended}
-        for submission in ours:
-            if submission.name not in living:
-                shutil.rmtree(folder() / submission.name)
-    return folder()
+        for place, name in ours.items():
+            if name not in living:
+                shutil.rmtree(place)
 
 
-def _submissions() -> Iterator[Submission]:
-    for file in sorted(folder().glob(f"*/{FILE}")):
-        yield Submission(**json.loads(file.read_text()))
+def _read(file: Path) -> Submission:
+    return Submission(**json.loads(file.read_text()))

@@ -240,7 +240,11 @@ class Flink:
         if "location" in operation:
             return str(operation["location"])
         cause = root_cause(operation["failure-cause"]["stack-trace"])
-        raise SavepointFailed(f"no savepoint of job {job} was made: {cause}")
+        raise SavepointFailed(
+            f"no savepoint of job {job} was made, and it goes on: {cause}. Mend that and stop it again,"
+            " or give another folder with --to; docs/operations.md says how to go on from its last"
+            " checkpoint"
+        )
 
     def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         try:

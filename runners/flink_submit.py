@@ -34,7 +34,7 @@ from velocity.runners.flink import (
 )
 from velocity.runners.flink_errors import FlinkError, FlinkRefused, JobFailed, root_cause
 from velocity.runners.flink_job_server import job_server
-from velocity.runners.flink_records import Submission, folder, forget_ended, remember
+from velocity.runners.flink_records import Submission, forget_ended, place_of, remember
 from velocity.runners.flink_rest import Flink, FlinkJob
 from velocity.runners.jobserver import job_server_jar
 from velocity.runners.stack_java import installed_jdks, need_jdk
@@ -54,10 +54,11 @@ CAUSE_SHOWS_WITHIN: Final = 10.0
 What Flink tells of one job may be as old as its ``web.refresh-interval``, 3 s; the list is not.
 """
 
-_SUBMIT_JVM: Final = ("-Xmx512m",)
 _LOCAL_JVM: Final = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
 """Of a job server that has Flink in it: what its Java does is little, and of a backlog of five million events the
 optimising compiler would take a sixth of the processors' time. ``--job_server_jvm_properties`` gives others."""
+_SUBMIT_JVM: Final = ("-Xmx512m", *_LOCAL_JVM)
+"""Of one that submits a job and ends."""
 
 _LACKS_SLOTS: Final = "Could not acquire the minimum required resources"
 
@@ -123,7 +124,7 @@ def submit_and_wait(
             except RuntimeError as error:
                 raise JobFailed(f"{name} failed: {root_cause(str(error))}") from error
             result.metrics()  # it keeps them, and the job server is there to be asked no longer
-    shutil.rmtree(folder() / name, ignore_errors=True)
+    shutil.rmtree(place_of(flink.url, name), ignore_errors=True)
     return result
 
 
@@ -140,7 +141,8 @@ def _submitting(
     _check(flink, options)
     name = options.name or unique_name(graph.job.job)
     others = frozenset(job.id for job in flink.jobs())
-    place = forget_ended(flink) / name
+    forget_ended(flink)
+    place = place_of(flink.url, name)
     chosen = pipeline_options(options, where, name, bounded=until is not None)
     pipeline = _pipeline(graph, until, [*chosen, *own])
     try:

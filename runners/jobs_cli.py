@@ -17,9 +17,6 @@ from velocity.runners.terminal import Json, output, working
 
 EXIT_CODES: Final = codes(130, _1="Flink cannot, or has no such job")
 
-ELSEWHERE: Final = ("velocity", "run", "JOB", "--runner", "flink")
-"""How a job may be resumed that was not submitted from here."""
-
 Master = Annotated[
     str | None,
     typer.Option(
@@ -124,8 +121,7 @@ def stop(
     if found.ended:
         print(f"{found.name} has ended before: {found.state}.")
         return
-    known = recall(found.name)
-    known = known or Submission(found.name, flink.url, ELSEWHERE, ())
+    known = recall(flink.url, found.name) or _elsewhere(flink, found)
     if cancel:
         flink.cancel(found.id)
         path = None
@@ -143,6 +139,13 @@ def stop(
         print(f"savepoint: {path}")
     if resume is not None:
         print(f"go on:     {resume}")
+
+
+def _elsewhere(flink: Flink, job: FlinkJob) -> Submission:
+    """How a job may be resumed that was not submitted from here; the job file's name is to be given."""
+    at = ("--flink-master", flink.url.removeprefix("http://"))
+    command = ("velocity", "run", "JOB", "--runner", "flink", *at, "--name", job.name)
+    return Submission(job.name, flink.url, command, ())
 
 
 def cluster(master: str | None) -> Flink:

@@ -1,7 +1,6 @@
 """The command ``velocity run``."""
 
 import os
-from dataclasses import replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import partial
@@ -209,7 +208,7 @@ def run(
     redirected = redirect(job, sqlite=sqlite, dead_letters=dead_letters)
     if problems := jobfile.check(redirected, os.environ, source):
         # Here what could not be checked is wrong too: the job can't run without it.
-        raise jobfile.JobFileError([replace(problem, note=False) for problem in problems])
+        raise jobfile.JobFileError([problem.as_error() for problem in problems])
     if until is None and stop is not None:
         complain("run", f"{_BOUNDED_ONLY[runner]}; reading up to now (--until now)")
     raise typer.Exit(
@@ -245,7 +244,7 @@ def _flink_options(runner: Runner, **given: Any) -> FlinkOptions:
 
 def command_again(ctx: typer.Context) -> list[str]:
     """The command as it was given, without what holds for this time alone, or is Beam's."""
-    once = {"options", "from_savepoint", "allow_non_restored_state", "name", "detach", "as_json"}
+    once = {"options", "from_savepoint", "allow_non_restored_state", "detach", "as_json"}
     command = ["velocity", "run"]
     for parameter in ctx.command.params:
         value = ctx.params.get(str(parameter.name))

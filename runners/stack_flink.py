@@ -322,13 +322,11 @@ class WorkerPool(Server):
         self._port, self._metrics = port, metrics
 
     def command(self) -> Sequence[str | Path]:
-        module = [sys.executable, "-m", "velocity.runners.stack_workers"]
+        module = [sys.executable, "-m", "velocity.runners.workers_cli"]
         return [*module, "--port", str(self._port), "--metrics-port", str(self._metrics)]
 
     def environment(self) -> Mapping[str, str]:
-        # Beam's own code calls `python` too.
-        path = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
-        return {**os.environ, "PATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1"}
+        return {**os.environ, "PYTHONUNBUFFERED": "1"}
 
     def healthy(self) -> bool:
         return listens(self._port)

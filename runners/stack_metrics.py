@@ -78,9 +78,9 @@ def _add_to_ended(path: Path) -> None:
     path.unlink()
 
 
-def serve_metrics(port: int, metrics: WorkersMetrics) -> tuple[WSGIServer, int]:
-    """Serves ``/metrics`` on 127.0.0.1; port 0 takes any. Returns the server and its port."""
+def serve_metrics(port: int, metrics: WorkersMetrics, host: str = HOST) -> tuple[WSGIServer, int]:
+    """Serves ``/metrics``; port 0 takes any. Returns the server and its port."""
     registry = CollectorRegistry()
     registry.register(metrics)
-    server, _ = start_http_server(port, HOST, registry)
+    server, _ = start_http_server(port, host, registry)
     return server, server.server_port

@@ -1,6 +1,6 @@
 """The pool that starts Python workers for Flink's tasks (environment type ``EXTERNAL``).
 
-Beam has such a pool too. This one listens on 127.0.0.1 only, gives workers the job's own pipeline
+Beam has such a pool too. This one listens on 127.0.0.1 unless told otherwise, gives workers the job's own pipeline
 options (Beam's drops them: no state cache, no log level), installs the files that a job was staged
 with, sends workers' output to the log where Beam's lets it fill a pipe that nobody reads, and
 takes its workers with it however it ends (Linux).
@@ -9,41 +9,39 @@ Protocol: ``BeamFnExternalWorkerPool`` in Beam's ``beam_fn_api.proto``; what a w
 Beam's container gives it (``sdks/python/container/boot.go``).
 """
 
-import argparse
 import logging
 import os
-import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import grpc
 from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc
 
-from velocity.runners.logs import configure, wanted
-from velocity.runners.stack_metrics import WorkersMetrics, serve_metrics
 from velocity.runners.stack_ports import HOST
 
 PATIENCE: Final = 10.0
 """Seconds that a worker has to end before it is killed."""
 
-_REAP_EVERY: Final = 5.0
-
-_log = logging.getLogger("velocity.runners.stack_workers")  # it runs as __main__
+_log = logging.getLogger(__name__)
 
 Spawn = Callable[[Sequence[str]], "subprocess.Popen[bytes]"]
 
 
 def spawn(command: Sequence[str]) -> "subprocess.Popen[bytes]":
     """Starts a worker, its output in our own log."""
+    # Beam's own code calls `python` too.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    environment = {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"}
     # Ctrl-C is its pool's: a worker ends when the job has.
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
+    )
 
 
 def boot_command(request: Any, metrics: Path | None = None, *, quiet: bool = False) -> list[str]:
@@ -136,11 +134,19 @@ def _end(worker: "subprocess.Popen[bytes]") -> None:
         worker.wait()
 
 
-def serve(port: int, pool: WorkerPool) -> tuple[grpc.Server, int]:
-    """Serves the pool on 127.0.0.1; port 0 takes any. Returns the server and its port."""
+def serve(port: int, pool: WorkerPool, host: str = HOST) -> tuple[grpc.Server, int]:
+    """Serves the pool; port 0 takes any. Returns the server and its port.
+
+    Raises ``OSError`` if it can't listen there.
+    """
     server = grpc.server(ThreadPoolExecutor(max_workers=16))
     beam_fn_api_pb2_grpc.add_BeamFnExternalWorkerPoolServicer_to_server(pool, server)
-    bound = server.add_insecure_port(f"{HOST}:{port}")
+    try:
+        bound = server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError:
+        raise OSError(
+            f"{host}:{port} is taken, or no address of this machine: give another --port"
+        ) from None
     server.start()
     return server, bound
 
@@ -155,33 +161,3 @@ def workers() -> Iterator[str]:
     finally:
         pool.close()
         server.stop(1.0)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Pool of Python workers for Beam on Flink.")
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--metrics-port", type=int, help="Where Prometheus finds /metrics.")
-    given = parser.parse_args(arguments)
-    configure(wanted())
-    ended = threading.Event()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, lambda *_: ended.set())
-    with ExitStack() as stack:
-        folder = None
-        if given.metrics_port is not None:
-            folder = Path(stack.enter_context(TemporaryDirectory(prefix="velocity-metrics-")))
-        pool = WorkerPool(metrics=folder)
-        if folder is not None:
-            metrics, bound = serve_metrics(given.metrics_port, WorkersMetrics(folder, pool.alive))
-            stack.callback(metrics.shutdown)
-            _log.info("metrics for Prometheus on http://%s:%d/metrics", HOST, bound)
-        server, bound = serve(given.port, pool)
-        _log.info("workers for Python %s on %s:%d", sys.version.split()[0], HOST, bound)
-        while not ended.wait(_REAP_EVERY):
-            pool.reap()
-        pool.close()
-        server.stop(1.0)
-
-
-if __name__ == "__main__":
-    main()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import typer
 from rich.console import Console
@@ -23,13 +23,31 @@ def as_json_asked(ctx: typer.Context, wanted: bool) -> bool:
     return wanted
 
 
+JOBS: Final = "velocity.jobs"
+"""There too: the job files that a command was given, for errors to name."""
+
+_Paths = TypeVar("_Paths", Path, list[Path])
+
+
+def jobs_given(ctx: typer.Context, paths: _Paths) -> _Paths:
+    """Notes the job files for errors: the callback of that argument."""
+    ctx.meta[JOBS] = [paths] if isinstance(paths, Path) else paths
+    return paths
+
+
 Json = Annotated[
     bool,
     typer.Option(
         "--json", callback=as_json_asked, help="Print one JSON object for other programs."
     ),
 ]
-JobPath = Annotated[Path, typer.Argument(metavar="JOB", help="A job file: docs/jobs.md.")]
+JobPath = Annotated[
+    Path, typer.Argument(metavar="JOB", callback=jobs_given, help="A job file: docs/jobs.md.")
+]
+JobPaths = Annotated[
+    list[Path],
+    typer.Argument(metavar="JOB...", callback=jobs_given, help="Job files: docs/jobs.md."),
+]
 
 
 def output(*, markup: bool = True) -> Console:

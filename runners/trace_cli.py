@@ -15,7 +15,7 @@ from rich.tree import Tree
 
 from velocity.pipelines import jobfile
 from velocity.runners.exit_codes import codes
-from velocity.runners.terminal import Json, output, time_with_offset, working
+from velocity.runners.terminal import Json, jobs_given, output, time_with_offset, working
 
 if TYPE_CHECKING:
     from velocity.io.records import Document
@@ -39,7 +39,10 @@ def add_trace_command(app: typer.Typer) -> None:
 def trace(
     event_id: Annotated[str, typer.Argument(metavar="EVENT_ID", help="As the event has it.")],
     path: Annotated[
-        Path, typer.Option("--job", metavar="JOB", help="The job file whose way it is.")
+        Path,
+        typer.Option(
+            "--job", metavar="JOB", callback=jobs_given, help="The job file whose way it is."
+        ),
     ],
     by: Annotated[
         str | None,

@@ -26,11 +26,11 @@ from tests.cluster import Pace
 from velocity.io.records import rfc3339
 from velocity.pipelines.directory import directory
 from velocity.pipelines.jobfile import load
-from velocity.pipelines.produce import produce
 from velocity.pipelines.recompute import ExpectedDocument, differences
 from velocity.pipelines.simulator import Kind as MessageKind
 from velocity.pipelines.simulator import Scenario, simulate
 from velocity.runners.demo import expected
+from velocity.runners.produce import produce
 
 TOPIC = "pharmacy.events"
 PARTITIONS = 4

@@ -27,6 +27,7 @@ NOT_RUN: Final[Mapping[str, str]] = {
     r"velocity run job\.yaml --runner flink --flink-master local": (
         "tests/test_stack_flink_local.py runs it"
     ),
+    r"velocity workers .*": "tests/test_stack_workers.py runs it",
     r"velocity run job\.yaml --runner flink -- --(setup_file|extra_package)=.*": (
         "tests/test_stack_flink_job.py runs it"
     ),

@@ -20,11 +20,11 @@ from velocity.io.sqlite import StoreUnusable, read_documents
 from velocity.pipelines.directory import directory
 from velocity.pipelines.domains import DOMAINS
 from velocity.pipelines.jobfile import load
-from velocity.pipelines.produce import produce
 from velocity.pipelines.recompute import ExpectedDocument, differences
 from velocity.pipelines.simulator import Scenario, SimulatedMessage, simulate
 from velocity.runners.demo import JOB, expected
 from velocity.runners.embedded import DirectoryService
+from velocity.runners.produce import produce
 
 SEED = 5
 EVER = (
@@ -191,15 +191,19 @@ class Case:
     def documents(self) -> dict[str, Any]:
         return stored(self.store)
 
+    def stop_producing(self) -> None:
+        """Sends no more, unless it was released to send all: then it returns when all is sent."""
+        self.pace.end()
+        assert self.producer is not None
+        self.producer.join()
+        assert self.sent > 0
+
     def await_all(self, seconds: float = 400, *, closed: bool = False) -> None:
         """Returns when the documents of what was sent are final, and equal the recomputation.
 
         Sending ends here, unless it was released to send all.
         """
-        self.pace.end()
-        assert self.producer is not None
-        self.producer.join()
-        assert self.sent > 0
+        self.stop_producing()
         wanted = expected(load(self.path), self.messages(), directory(SEED))
         left = in_time(lambda: not_final(wanted, self.documents(), closed=closed), seconds)
         assert left[:5] == []

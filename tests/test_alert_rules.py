@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 from velocity.io.documents import DOCUMENT_DELAYS
 from velocity.io.kafka_metrics import PartitionMetrics
 from velocity.io.records import Cause
-from velocity.pipelines.alert_rules import Targets, as_yaml, rules
-from velocity.pipelines.operations import INPUT, operations
-from velocity.pipelines.signals import each, exposed, named, series
+from velocity.runners.alert_rules import Targets, as_yaml, rules
 from velocity.runners.cli import app
+from velocity.runners.operations import INPUT, operations
+from velocity.runners.signals import each, exposed, named, series
 from velocity.transforms.enrich import REST_CALLS
 
 ROOT = Path(__file__).parent.parent

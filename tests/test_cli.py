@@ -14,11 +14,11 @@ from typer.testing import CliRunner, Result
 
 from velocity.pipelines.domains import DOMAINS
 from velocity.pipelines.jobfile import load
-from velocity.pipelines.produce import DeliveryError, Produced
 from velocity.pipelines.reference import EXAMPLE, schema
 from velocity.pipelines.simulator import Scenario
 from velocity.runners.cli import app
 from velocity.runners.embedded import EmbeddedKafka
+from velocity.runners.produce import DeliveryError, Produced
 
 ENVIRONMENT = {
     "KAFKA": "127.0.0.1:9092",
@@ -330,8 +330,23 @@ def test_nothing_runs_if_a_variable_is_not_set(job: Path) -> None:
     run_job = Doer()
     result = velocity("run", job, env=UNSET, run_job=run_job)
     assert result.exit_code == 1
-    assert f"{job}:14: enrich.0.get: not checked: ${{PROVIDERS}} is not set" in result.stderr
+    assert f"{job}:14: enrich.0.get: ${{PROVIDERS}} is not set: export it" in result.stderr
     assert run_job.called == []
+
+
+@pytest.mark.parametrize("command", [["setup"], ["dead-letters", "list"], ["board"]])
+def test_commands_name_the_file_and_the_line_of_what_they_cannot_use(
+    job: Path, tmp_path: Path, command: list[str]
+) -> None:
+    other = tmp_path / "other.yaml"
+    text = job.read_text().replace("deliveries", "others")
+    other.write_text(text.replace("${ELASTICSEARCH}", "http://127.0.0.1:1"), "utf-8")
+    more = [other] if command == ["board"] else []
+    result = velocity(*command, *more, job, env=UNSET)
+    assert (result.exit_code, result.stdout) == (1, "")
+    [line] = result.stderr.splitlines()
+    assert line.startswith(f"{job}:")
+    assert line.endswith("is not set: export it")
 
 
 def test_a_variable_of_a_sink_that_is_not_used_may_be_unset(job: Path, tmp_path: Path) -> None:

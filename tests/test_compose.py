@@ -6,7 +6,9 @@ from typing import Any
 import apache_beam
 import pytest
 import yaml
+from typer.main import get_command
 
+from velocity.runners.cli import app
 from velocity.runners.stack_kafka import server_properties
 from velocity.runners.stack_packages import ELASTICSEARCH_VERSIONS, FLINK_VERSION, KAFKA_VERSION
 
@@ -32,6 +34,14 @@ def test_the_versions_are_those_of_the_stack(service: str, image: str) -> None:
 def test_workers_run_the_beam_that_submits() -> None:
     [first, *_] = SERVICES["workers"]["build"]["dockerfile_inline"].splitlines()
     assert first == f"FROM apache/beam_python3.11_sdk:{apache_beam.__version__}"
+
+
+def test_workers_are_where_flink_asks_for_them() -> None:
+    workers = SERVICES["workers"]
+    assert workers["network_mode"] == "service:taskmanager"  # the pool listens on 127.0.0.1 alone
+    command, subcommand = workers["entrypoint"]
+    assert command == "velocity"
+    assert subcommand in get_command(app).commands  # type: ignore[attr-defined]
 
 
 def test_kafka_keeps_simulated_events_as_the_stacks_does() -> None:

@@ -32,9 +32,9 @@ from tests.kibana_server import kibana
 from tests.test_stack_docs import STACK
 from tests.warm_velocity import warm_velocity
 from velocity.pipelines.directory import directory
-from velocity.pipelines.produce import produce
 from velocity.pipelines.simulator import Scenario
 from velocity.runners.embedded import DirectoryService, EmbeddedKafka
+from velocity.runners.produce import produce
 
 PROGRAMS = re.compile(
     r"(?:[A-Z_]+=\S+ )*(?:(?:\.venv/bin/)?velocity|make|python|pip|aws|export|echo|\(cd) .*"

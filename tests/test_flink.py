@@ -23,7 +23,6 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from velocity.pipelines.reference import EXAMPLE
-from velocity.runners import flink_records
 from velocity.runners.cli import app
 from velocity.runners.flink import (
     MAX_PARALLELISM,
@@ -37,7 +36,13 @@ from velocity.runners.flink import (
 )
 from velocity.runners.flink_errors import FlinkError, FlinkRefused, JobFailed
 from velocity.runners.flink_job_server import job_server
-from velocity.runners.flink_records import Submission, forget_ended, recall, remember
+from velocity.runners.flink_records import (
+    Submission,
+    forget_ended,
+    place_of,
+    recall,
+    remember,
+)
 from velocity.runners.flink_rest import Failure, FlinkJob
 from velocity.runners.flink_submit import await_running, cancel_named, quiet
 from velocity.runners.run_cli import command_again
@@ -459,30 +464,34 @@ def state(tmp_path: Path) -> Iterator[Path]:
         os.environ["VELOCITY_STATE"] = before
 
 
-def submission(name: str, flink: str = "http://127.0.0.1:8081", *own: str) -> Submission:
+HERE, ELSEWHERE = "http://127.0.0.1:8081", "http://elsewhere:8081"
+
+
+def submission(name: str, flink: str = HERE, *own: str) -> Submission:
     return Submission(name, flink, ["velocity", "run", "job.yaml"], list(own))
 
 
 def test_a_submission_is_recalled_until_its_job_has_ended(state: Path) -> None:
     for name in ("a", "b"):
         remember(submission(name))
-        (flink_records.folder() / name / "artifacts").mkdir()
-    remember(submission("c", "http://elsewhere:8081"))
-    jobs = [flink_job("RUNNING", "a"), flink_job("FINISHED", "b"), flink_job("FINISHED", "c")]
+        (place_of(HERE, name) / "artifacts").mkdir()
+    remember(submission("b", ELSEWHERE))
+    jobs = [flink_job("RUNNING", "a"), flink_job("FINISHED", "b")]
     forget_ended(Cluster([jobs]))  # type: ignore[arg-type]
-    assert recall("a") == submission("a")
-    assert recall("b") is None
-    assert recall("c") is not None  # of another cluster, which was not asked
-    assert not (flink_records.folder() / "b").exists()
+    assert recall(HERE, "a") == submission("a")
+    assert recall(ELSEWHERE, "a") is None
+    assert recall(HERE, "b") is None
+    assert recall(ELSEWHERE, "b") is not None  # of another cluster, which was not asked
+    assert not place_of(HERE, "b").exists()
 
 
 def test_a_submission_on_its_way_is_left_alone(state: Path) -> None:
-    artifacts = flink_records.folder() / "starting" / "artifacts"
+    artifacts = place_of(HERE, "starting") / "artifacts"
     artifacts.mkdir(parents=True)
     remember(submission("a"))
     forget_ended(Cluster([[]]))  # type: ignore[arg-type]
     assert artifacts.exists()
-    assert recall("a") is None
+    assert recall(HERE, "a") is None
 
 
 def test_the_command_that_goes_on_is_the_one_that_was_given() -> None:
@@ -495,7 +504,7 @@ def test_the_command_that_goes_on_is_the_one_that_was_given() -> None:
     here = Path.cwd()
     assert again.resuming("/new") == (
         f"velocity run {here}/job.yaml --runner flink --sqlite '{here}/a b.db' --parallelism 3"
-        " --from-savepoint /new -- -x"
+        " --name n --from-savepoint /new -- -x"
     )
 
 
@@ -546,7 +555,7 @@ def test_every_option_that_we_pass_is_beam_s_or_known_to_the_job_server() -> Non
 
 def test_a_record_is_one_json_object(state: Path) -> None:
     remember(submission("a", "http://h:1", "--x=1"))
-    content = json.loads((flink_records.folder() / "a" / "submission.json").read_text())
+    content = json.loads((place_of("http://h:1", "a") / "submission.json").read_text())
     assert content == {
         "name": "a",
         "flink": "http://h:1",

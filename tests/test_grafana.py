@@ -9,7 +9,7 @@ import pytest
 from tests.dashboard_jobs import board, fields_of, graph_of, jobs, metrics_of
 from velocity.pipelines.grafana import INPUT, SOURCE, dashboard, overview
 from velocity.pipelines.grafana_page import uid
-from velocity.pipelines.operations import operations
+from velocity.runners.operations import operations
 
 NUMERIC = {"long", "double"}
 

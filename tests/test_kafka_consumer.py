@@ -86,6 +86,8 @@ class FakeConsumer:
     def __init__(self) -> None:
         self.coming: list[FakeMessage] = []
         self.low, self.end = 0, cast(int | None, 0)
+        self.behind = 0
+        """Messages beyond the end that a transaction still holds back."""
         self.asked = 0
         self.closed = False
 
@@ -100,7 +102,7 @@ class FakeConsumer:
         self, where: TopicPartition, timeout: float = 1.0, cached: bool = False
     ) -> tuple[int, int]:
         if cached:  # librdkafka's memory of the last fetch; -1001 before the first
-            return -1001, -1001 if self.end is None else self.end
+            return -1001, -1001 if self.end is None else self.end + self.behind
         self.asked += 1
         if self.end is None:
             raise KafkaException(KafkaError(KafkaError._TRANSPORT))
@@ -237,6 +239,21 @@ def test_an_unread_message_means_that_a_partition_is_not_idle(pool: Pool) -> Non
     consumer.end = 5
     pool.clock.seconds = 1000
     assert reader.idle_as_of(IDLE_AFTER) is None
+
+
+def test_a_message_behind_an_open_transaction_means_that_a_partition_is_not_idle(
+    pool: Pool,
+) -> None:
+    reader, consumer = pool.take(0), pool.opened[0]
+    consumer.behind = 3
+    pool.clock.seconds = 1000
+    assert reader.idle_as_of(IDLE_AFTER) is None
+    consumer.behind, consumer.end = 0, 3  # committed: it can be read, and has not been
+    pool.clock.seconds = 1002
+    assert reader.idle_as_of(IDLE_AFTER) is None
+    consumer.coming = [FakeMessage(0), FakeMessage(1), FakeMessage(2)]
+    reader.poll(10)
+    assert reader.idle_as_of(IDLE_AFTER) == T(4602)
 
 
 def test_a_partition_that_cannot_be_reached_is_not_idle(pool: Pool) -> None:

@@ -29,6 +29,7 @@ from velocity.io.records import (
     WithDeadLetters,
     messages,
 )
+from velocity.transforms.layouts import Layout
 from velocity.transforms.metric import Metric
 from velocity.transforms.metrics import (
     _GATHER_ROWS,
@@ -147,11 +148,20 @@ def test_early_on_time_and_late_panes_accumulate_and_what_is_too_late_is_dropped
     )
 
 
+def to_document(*wanted: Metric) -> _ToDocument:
+    reduction = PreAggregation(SCHEMA, "at", wanted)
+    return _ToDocument("job", reduction, Layout(reduction, wanted))
+
+
+def layout_of(*wanted: Metric) -> bytes:
+    return Layout(PreAggregation(SCHEMA, "at", wanted), wanted).encoded
+
+
 def of_one_bundle(*bundle: TimestampedValue, wanted: Metric) -> list[tuple[str, Any, Any]]:
     """What is put out: tag, value, and the time of it."""
-    step = _PreAggregate(
-        PreAggregation(SCHEMA, "at", [wanted]), {wanted.name: "it"}, lambda: NOW, bounded=False
-    )
+    reduction = PreAggregation(SCHEMA, "at", [wanted])
+    layouts = {"it": Layout(reduction, [wanted])}
+    step = _PreAggregate(reduction, {wanted.name: "it"}, layouts, lambda: NOW, bounded=False)
     step.start_bundle()
     outputs = [out for b in bundle for out in step.process(b.value, b.timestamp)]
     outputs += step.finish_bundle()
@@ -162,10 +172,11 @@ def of_one_bundle(*bundle: TimestampedValue, wanted: Metric) -> list[tuple[str, 
 def test_batches_of_a_bundle_give_one_partial_result_for_each_session_of_a_key() -> None:
     total = Metric("m", SUM, Session(MINUTE), ["city"])
     bundle = [batch(("a", 1, 5), ("b", 2, 2)), batch(("a", 4, 5)), batch(("a", 8, 65))]
+    layout = layout_of(total)
     assert of_one_bundle(*bundle, wanted=total) == [
-        ("it", (b'["m","a"]', (5000, (2, (5, 0)))), Timestamp(5)),
-        ("it", (b'["m","b"]', (2000, (1, (1, 1)))), Timestamp(2)),
-        ("it", (b'["m","a"]', (65000, (1, (1, 3)))), Timestamp(65)),
+        ("it", (b'["m","a"]', (layout, 5000, (2, (5, 0)))), Timestamp(5)),
+        ("it", (b'["m","b"]', (layout, 2000, (1, (1, 1)))), Timestamp(2)),
+        ("it", (b'["m","a"]', (layout, 65000, (1, (1, 3)))), Timestamp(65)),
     ]
 
 
@@ -180,7 +191,7 @@ def test_of_a_bundle_all_keys_of_a_shard_go_together_window_by_window() -> None:
     assert len({(shard, at) for _, (shard, _), at in found}) == len(found) <= SHARDS + 1
     counted = Counter[tuple[bytes, int]]()
     for _, (shard, pack), at in found:
-        for key, mean, (events, _) in unpacked(pack):
+        for key, mean, (events, _) in unpacked(pack)[1]:
             assert (shard, at) == (shard_of(key), Timestamp(3 if mean < 60_000 else 61))
             counted[key, mean] += events
     assert counted == {(f'["m","{t}"]'.encode(), 4_000): 2 for t in towns} | {
@@ -192,7 +203,7 @@ def test_of_a_bundle_that_is_too_much_what_is_gathered_is_put_out_before_its_end
     counted = Metric("m", {"n": "count()"}, Fixed(MINUTE))
     many = [batch(*[("a", 1, second)] * (_GATHER_ROWS // 4)) for second in (1, 2, 3, 4, 5)]
     packs = [pack for _, (_, pack), _ in of_one_bundle(*many, wanted=counted)]
-    events = [partial[0] for pack in packs for _, _, partial in unpacked(pack)]
+    events = [partial[0] for pack in packs for _, _, partial in unpacked(pack)[1]]
     assert events == [_GATHER_ROWS, _GATHER_ROWS // 4]
 
 
@@ -289,15 +300,14 @@ def test_a_session_that_is_shown_once_takes_nothing_away() -> None:
 
 def test_an_early_pane_takes_away_no_more_than_the_last_hundred_slots() -> None:
     session = Session(10 * SECOND)
-    document = _ToDocument(
-        "job", PreAggregation(SCHEMA, "at", [Metric("m", {"n": "count()"}, session, ["city"])])
-    )
+    counted = Metric("m", {"n": "count()"}, session, ["city"])
+    document, layout = to_document(counted), layout_of(counted)
     panes = _WholePane(document, session, may_grow=True)
     window = IntervalWindow(5, 3_000)
     found = {}
     for timing in (PaneInfoTiming.EARLY, PaneInfoTiming.ON_TIME, PaneInfoTiming.LATE):
         info = PaneInfo(False, False, timing, 0, 0)
-        first, *rest = panes.process((b'["m","a"]', [(5_000, (2, 2))]), window, info)
+        first, *rest = panes.process((b'["m","a"]', [(layout, 5_000, (2, 2))]), window, info)
         assert (first.window_start, first.id) == (5_000, 'job/m/0/["a"]')
         assert {document.pane for document in rest} == {"merged"}
         found[timing] = [document.slot for document in rest]
@@ -388,7 +398,7 @@ def test_a_pane_that_brings_nothing_shows_what_was_known_or_is_not_written(
     """Portable Flink emits such panes: written empty they would overwrite good documents. An early
     pane adds up, whether it is shown or not."""
     wanted = Metric("m", SUM, Fixed(MINUTE))
-    document = _ToDocument("job", PreAggregation(SCHEMA, "at", [wanted]))
+    document = to_document(wanted)
     panes = _PaneByPane(document, show_early=show_early)
     state = _State()
 
@@ -396,7 +406,8 @@ def test_a_pane_that_brings_nothing_shows_what_was_known_or_is_not_written(
         some = [(b'["m"]', 1_000 * i, partial) for i, partial in enumerate(partials, start=1)]
         window = IntervalWindow(Timestamp(0), Timestamp(60))
         info = PaneInfo(False, False, timing, 0, 0)
-        made = list(panes.process((b"7", [packed([one]) for one in some]), window, info, state))
+        packs = [packed((layout_of(wanted), [one])) for one in some]
+        made = list(panes.process((b"7", packs), window, info, state))
         return [(*pane(document), document.due) for document in made]
 
     on_time, early, late = (
@@ -419,13 +430,13 @@ def test_a_windows_only_pane_asks_for_no_state_where_the_runner_tells_that_it_is
     told: bool,
 ) -> None:
     wanted = Metric("m", SUM, Fixed(MINUTE))
-    document = _ToDocument("job", PreAggregation(SCHEMA, "at", [wanted]))
+    document = to_document(wanted)
     panes = _PaneByPane(document, show_early=True, told=told)
     window = IntervalWindow(Timestamp(0), Timestamp(60))
 
     def made(state: _State, first: bool, last: bool, total: int) -> Any:
         info = PaneInfo(first, last, PaneInfoTiming.ON_TIME, 0, 0)
-        pack = packed([(b'["m"]', 1_000, (1, (total, 0)))])
+        pack = packed((layout_of(wanted), [(b'["m"]', 1_000, (1, (total, 0)))]))
         [it] = panes.process((b"7", [pack]), window, info, state)
         return it.values["total"]
 
@@ -441,14 +452,16 @@ def test_a_windows_only_pane_asks_for_no_state_where_the_runner_tells_that_it_is
 
 def test_a_pane_shows_what_it_brings_and_the_one_at_the_watermark_all_keys() -> None:
     wanted = Metric("m", SUM, Fixed(MINUTE), ["city"])
-    document = _ToDocument("job", PreAggregation(SCHEMA, "at", [wanted]))
+    document = to_document(wanted)
     panes, state = _PaneByPane(document, show_early=True), _State()
 
     def shown(timing: int, *cities: str) -> list[Any]:
         some = [(f'["m","{city}"]'.encode(), 1_000, (1, (5, 0))) for city in cities]
         window = IntervalWindow(Timestamp(0), Timestamp(60))
         info = PaneInfo(False, False, timing, 0, 0)
-        made = panes.process((b"7", [packed(some)] if some else []), window, info, state)
+        made = panes.process(
+            (b"7", [packed((layout_of(wanted), some))] if some else []), window, info, state
+        )
         return sorted((d.dimensions["city"], d.events, d.pane) for d in made)
 
     early, on_time, late = PaneInfoTiming.EARLY, PaneInfoTiming.ON_TIME, PaneInfoTiming.LATE

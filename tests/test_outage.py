@@ -12,12 +12,12 @@ from velocity.io.sqlite import read_documents
 from velocity.pipelines.directory import directory
 from velocity.pipelines.graph import Graph
 from velocity.pipelines.jobfile import parse
-from velocity.pipelines.produce import produce
 from velocity.pipelines.recompute import differences
 from velocity.pipelines.simulator import Scenario, simulate
 from velocity.runners.demo import JOB, expected
 from velocity.runners.embedded import DirectoryService, EmbeddedKafka
 from velocity.runners.options import options_for
+from velocity.runners.produce import produce
 from velocity.runners.run import redirect, run
 
 pytestmark = pytest.mark.embedded

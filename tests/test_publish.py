@@ -20,13 +20,13 @@ from velocity.pipelines.graph import Graph, JobError
 from velocity.pipelines.job import DeadLetterSpec, DeduplicateSpec, Job, KafkaSink
 from velocity.pipelines.jobfile import check, load, parse, read
 from velocity.pipelines.plan import plan
-from velocity.pipelines.produce import produce
 from velocity.pipelines.publish import EventRecords, PublishError, event_records
 from velocity.pipelines.recompute import differences
 from velocity.pipelines.simulator import Kind, Scenario, simulate
 from velocity.runners.demo import expected
 from velocity.runners.embedded import DirectoryService, EmbeddedKafka
 from velocity.runners.options import options_for
+from velocity.runners.produce import produce
 from velocity.runners.run import redirect, run
 
 FOLDER = Path(__file__).parent.parent / "pipelines"

@@ -31,12 +31,12 @@ from velocity.pipelines.directory import directory
 from velocity.pipelines.graph import Graph
 from velocity.pipelines.job import Job
 from velocity.pipelines.jobfile import parse
-from velocity.pipelines.produce import produce
 from velocity.pipelines.recompute import Message, differences, recompute
 from velocity.pipelines.simulator import Scenario, simulate
 from velocity.runners.demo import JOB, services
 from velocity.runners.embedded import DirectoryService, EmbeddedKafka
 from velocity.runners.options import options_for
+from velocity.runners.produce import produce
 from velocity.runners.run import redirect, run
 from velocity.transforms.fields import Field
 from velocity.transforms.sensitive import Sensitive

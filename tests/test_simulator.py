@@ -20,10 +20,10 @@ from velocity.pipelines.directory import directory
 from velocity.pipelines.disturbances import Outage, Peak, outage_of, peak_of
 from velocity.pipelines.domains import DOMAIN_OF, DOMAINS, LIFE_CYCLES, fields_of
 from velocity.pipelines.payloads import stamp
-from velocity.pipelines.produce import DeliveryError, Produced, produce, produce_by
 from velocity.pipelines.simulator import Kind, Scenario, SimulatedMessage, simulate
 from velocity.pipelines.transactions import World
 from velocity.runners.embedded import EmbeddedKafka
+from velocity.runners.produce import DeliveryError, Produced, produce, produce_by
 
 PYTHON_TYPES = {"string": str, "timestamp": str, "int64": int, "double": float, "bool": bool}
 SCENARIO = Scenario(seed=3, events=60_000, rate=20)  # 50 minutes

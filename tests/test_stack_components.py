@@ -1,6 +1,7 @@
 """What is missing is said before anything starts; servers listen on 127.0.0.1 only."""
 
 import re
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from velocity.runners.stack_flink import (
     JobManager,
     TaskManager,
     TaskManagerMemory,
-    WorkerPool,
     configuration,
     metrics_port,
 )
@@ -26,6 +26,7 @@ from velocity.runners.stack_kafka import server_properties
 from velocity.runners.stack_ports import any_free
 from velocity.runners.stack_server import tail
 from velocity.runners.stack_state import ComponentRecord
+from velocity.runners.stack_workers import spawn
 from velocity.runners.stack_zookeeper import ZooKeeper, is_ok, zoo_cfg
 
 JDK_17, JDK_25 = Jdk(Path("/jvm/17"), 17), Jdk(Path("/jvm/25"), 25)
@@ -264,11 +265,9 @@ def test_modules_are_opened_only_where_java_has_sealed_them(
     assert any(str(part).startswith("--add-opens") for part in server.command()) is opens
 
 
-def test_workers_find_this_python_first(tmp_path: Path) -> None:
-    import sys
-
-    path = WorkerPool(tmp_path, port=1, metrics=2).environment()["PATH"]
-    assert path.split(":")[0] == str(Path(sys.executable).parent)
+def test_workers_find_this_python_first() -> None:
+    first = "import os, sys; sys.exit(os.environ['PATH'].split(':')[0] != os.path.dirname(sys.executable))"
+    assert spawn([sys.executable, "-c", first]).wait(60) == 0
 
 
 def test_no_two_servers_have_one_usual_port() -> None:

@@ -14,14 +14,15 @@ from tests.docs_scenarios import ELASTICSEARCH, SQLITE, Page, Step, World, envir
 from tests.warm_velocity import warm_velocity
 from velocity.io.elastic_connection import Connection
 from velocity.pipelines.directory import directory
-from velocity.pipelines.produce import produce
 from velocity.pipelines.simulator import Kind, Scenario, simulate
 from velocity.runners.embedded import DirectoryService
 from velocity.runners.flink_rest import Flink
+from velocity.runners.produce import produce
 from velocity.runners.stack_state import read_state
 
 pytestmark = pytest.mark.stack
 
+MASTER = "--flink-master flink.internal:8081"
 SIMULATED = Scenario(seed=1, events=400, rate=2, domains=("pharmacy_delivery",))
 
 
@@ -35,6 +36,7 @@ def addresses(world: World) -> None:
         ("kafka", "127.0.0.1:9092", "KAFKA"),
         ("elasticsearch", "http://127.0.0.1:9200", "ELASTICSEARCH"),
         ("flink", "flink.internal:8081", "FLINK"),
+        ("workers", "127.0.0.1:50000", "WORKERS"),
     ):
         if address := state.address(name):
             world.environ[variable] = address
@@ -171,11 +173,12 @@ STACK = [
         {
             "velocity validate job.yaml": Step("job.yaml: OK"),
             "velocity plan job.yaml": Step("orders_by_city"),
-            "velocity jobs --watch": Step("orders", ends=False, code=130),
-            "velocity stop orders": Step("savepoint: "),
-            "velocity run job.yaml --runner flink --name orders"
+            f"velocity jobs --watch {MASTER}": Step("orders", ends=False, code=130),
+            f"velocity stop orders {MASTER}": Step("savepoint: "),
+            f"velocity run job.yaml --runner flink --name orders {MASTER} --worker-pool 127.0.0.1:50000"
             " --from-savepoint s3://flink/savepoints/savepoint-1": VIEW._replace(instead=savepoint),
-            "velocity run job.yaml --runner flink --name orders --generation 1": VIEW,
+            f"velocity run job.yaml --runner flink --name orders {MASTER} --worker-pool 127.0.0.1:50000"
+            " --generation 1": VIEW,
             f"{IN_JAKARTA} --dry-run": REPLAYED,
             f"{IN_JAKARTA} --compare": REPLAYED,
             IN_JAKARTA: REPLAYED,
@@ -244,6 +247,7 @@ STACK = [
             ),
             "velocity run deliveries.yaml --runner flink --name deliveries": VIEW,
             "velocity stop deliveries": Step("go on: "),
+            "python providers.py": Step("export PROVIDERS=http", ends=False),
         },
         addresses,
     ),

@@ -54,8 +54,8 @@ def test_elasticsearch_killed_in_mid_run_is_waited_for_and_no_document_is_lost(
     ):
         cluster("stack", "up", "elasticsearch")
         cluster.environ["ELASTICSEARCH"] = cluster.address("elasticsearch")
-        case = ElasticCase(cluster, folder, 300_000)
-        case.produce()
+        case = ElasticCase(cluster, folder, 75_000, rate=25)
+        case.produce(250)
         job = case.run("--checkpoint-interval", "5s")
         until(lambda: len(case.documents()) > 50)
         before = len(case.documents())

@@ -5,13 +5,19 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.cluster import VELOCITY, Cluster, until
-from tests.flink_jobs import Case
+from tests.flink_jobs import SEED, Case, in_time, not_final
+from velocity.pipelines.directory import directory
+from velocity.pipelines.jobfile import load
 from velocity.pipelines.simulator import simulate
+from velocity.runners.demo import expected
 from velocity.runners.jobserver import job_server_jar
 
 pytestmark = [pytest.mark.stack, pytest.mark.usefixtures("no_job_is_left")]
@@ -36,6 +42,71 @@ def test_a_drained_job_closes_its_windows_and_ends(cluster: Cluster, tmp_path: P
     assert stopped["resume"] is None
     assert cluster.flink.find(job).state == "FINISHED"
     case.await_all(0, closed=True)
+
+
+def test_a_job_that_is_changed_goes_on_from_its_savepoint_with_all_that_it_still_counts(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """A metric that is gone, one that is new and first, and values in another order: of a day's window,
+    which the savepoint has in its midst, and of all others."""
+    day = "window: {fixed: 1d, timezone: Asia/Jakarta}, emit: {early: 1m, lateness: 1d}"
+    gone = f"  - {{name: gone, by: [event_type], {day}, values: {{n: count()}}}}\n"
+    new = "  - {name: new, by: [city], window: {fixed: 2m}, values: {n: count()}}\n"
+    values = (
+        "      orders: count()\n      revenue: sum(amount)\n      patients: distinct(patient_id)\n"
+    )
+    others = (
+        "      patients: distinct(patient_id)\n      revenue: sum(amount)\n      orders: count()\n"
+    )
+    case = Case(cluster, tmp_path, 75_000, rate=25)
+    text = case.path.read_text()
+    assert text.count(values) == 2
+    case.path.write_text(text.replace("metrics:\n", f"metrics:\n{gone}", 1))
+    case.produce(250)
+    case.run("--name", "changed", "--checkpoint-interval", "5s")
+    until(lambda: {"gone", "daily_revenue"} <= {b["metric"] for b in case.documents().values()})
+    stopped = json.loads(cluster("stop", "changed", "--json"))
+    assert "--name changed" in stopped["resume"]
+    assert case.producing
+    shown = max(
+        body["window_end"] for body in case.documents().values() if is_of(body, "orders_by_city")
+    )
+
+    case.path.write_text(text.replace(values, others).replace("metrics:\n", f"metrics:\n{new}", 1))
+    second = case.run("--name", "changed", "--from-savepoint", stopped["savepoint"])
+    assert cluster.flink.checkpoints(second).restored_from == stopped["savepoint"]
+    until(lambda: any(is_of(body, "new") for body in case.documents().values()))
+    case.stop_producing()
+    wanted = expected(load(case.path), case.messages(), directory(SEED))
+    # What is new counts from where the first had read to, which is soon after what that had shown.
+    partly = {
+        id_
+        for id_, document in wanted.items()
+        if document.metric == "new" and moment(document.window_start) < moment(shown) + 5 * MINUTE
+    }
+    wanted = {id_: document for id_, document in wanted.items() if id_ not in partly}
+    assert any(document.metric == "new" for document in wanted.values())
+
+    def wrong() -> list[str]:
+        found = {
+            id_: body
+            for id_, body in case.documents().items()
+            if not is_of(body, "gone") and id_ not in partly
+        }
+        return not_final(wanted, found)
+
+    assert in_time(wrong)[:5] == []
+
+
+MINUTE = timedelta(minutes=1)
+
+
+def is_of(body: Mapping[str, Any], metric: str) -> bool:
+    return bool(body["metric"] == metric)
+
+
+def moment(text: str) -> datetime:
+    return datetime.fromisoformat(text)
 
 
 def test_a_bounded_job_ends_by_itself_and_its_view_with_it(

@@ -20,8 +20,8 @@ pytestmark = [pytest.mark.stack, pytest.mark.usefixtures("no_job_is_left")]
 def test_a_job_stopped_with_a_savepoint_and_resumed_with_more_subtasks_loses_and_doubles_nothing(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    case = Case(cluster, tmp_path, 300_000)
-    case.produce()
+    case = Case(cluster, tmp_path, 75_000, rate=25)
+    case.produce(250)
     case.run("--parallelism", "2", "--name", "first")
     until(lambda: len(case.documents()) > 50)
     assert cluster.job_servers() == []
@@ -45,8 +45,8 @@ def test_a_job_stopped_with_a_savepoint_and_resumed_with_more_subtasks_loses_and
 def test_a_killed_python_worker_and_a_killed_task_manager_lose_and_double_nothing(
     cluster: Cluster, tmp_path: Path, backend: str
 ) -> None:
-    case = Case(cluster, tmp_path, 300_000)
-    case.produce()
+    case = Case(cluster, tmp_path, 75_000, rate=25)
+    case.produce(250)
     job = case.run("--state-backend", backend, "--checkpoint-interval", "5s")
     until(lambda: cluster.flink.checkpoints(job).completed > 0)
     [worker] = cluster.workers()
@@ -70,13 +70,13 @@ def test_a_killed_python_worker_and_a_killed_task_manager_lose_and_double_nothin
 def test_each_event_counts_once_though_it_was_delivered_twice_and_the_worker_killed(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    case = Case(cluster, tmp_path, 300_000)
+    case = Case(cluster, tmp_path, 75_000, rate=25)
     case.scenario = replace(case.scenario, duplicate_share=0.2)
     once = "deduplicate: {by: event_id, horizon: 2m}\n  event_time: event_time"
     text = case.path.read_text()
     assert text.count("event_time: event_time") == 1
     case.path.write_text(text.replace("event_time: event_time", once))
-    case.produce()
+    case.produce(250)
     job = case.run("--checkpoint-interval", "5s")
     until(lambda: cluster.flink.checkpoints(job).completed > 0)
     until(lambda: cluster.counter(job, "duplicates_dropped") > 0)

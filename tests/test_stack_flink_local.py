@@ -10,10 +10,10 @@ from tests.cluster import VELOCITY, interrupt
 from tests.flink_jobs import in_time, not_final, stored
 from velocity.pipelines.directory import directory
 from velocity.pipelines.jobfile import load
-from velocity.pipelines.produce import produce
 from velocity.pipelines.simulator import Scenario, simulate
 from velocity.runners.demo import JOB, expected
 from velocity.runners.embedded import DirectoryService, EmbeddedKafka
+from velocity.runners.produce import produce
 
 pytestmark = pytest.mark.stack
 

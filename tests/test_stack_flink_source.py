@@ -26,9 +26,9 @@ from velocity.io.records import Cause
 from velocity.pipelines.directory import directory
 from velocity.pipelines.jobfile import load
 from velocity.pipelines.recompute import differences
-from velocity.pipelines.signals import exposed
 from velocity.pipelines.simulator import Scenario, SimulatedMessage, simulate
 from velocity.runners.demo import expected
+from velocity.runners.signals import exposed
 
 pytestmark = [pytest.mark.stack, pytest.mark.usefixtures("no_job_is_left")]
 

@@ -22,11 +22,11 @@ from elasticsearch import Elasticsearch, helpers
 from velocity.io.sqlite import read_documents
 from velocity.pipelines.directory import directory
 from velocity.pipelines.jobfile import load
-from velocity.pipelines.produce import produce
 from velocity.pipelines.recompute import ExpectedDocument, differences
 from velocity.pipelines.simulator import Scenario, simulate
 from velocity.runners.demo import expected as recomputed
 from velocity.runners.embedded import DirectoryService
+from velocity.runners.produce import produce
 from velocity.runners.stack_paths import cache_folder
 from velocity.runners.stack_state import read_state
 

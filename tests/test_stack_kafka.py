@@ -331,6 +331,29 @@ def test_what_a_transaction_took_back_is_not_read_unless_it_is_asked_for(
     assert all_of(dirty, topic) == ["kept", "taken back", "kept too", "taken back again"]
 
 
+def test_what_an_open_transaction_holds_back_is_not_passed_by_the_clock(
+    broker: GuardedBroker, topic: str
+) -> None:
+    """What other producers write meanwhile can't be read before it ends, and is not late then."""
+    produce(broker, topic, "read")
+    within = Producer({"bootstrap.servers": broker.address, "transactional.id": topic})
+    within.init_transactions()
+    within.begin_transaction()
+    within.produce(topic, "in it", partition=0)
+    assert within.flush(60) == 0
+    produce(broker, topic, "beside it")
+    idle_after = timedelta(seconds=1)
+    running = Reads(KafkaConfig(broker.address), topic, idle_after=idle_after)
+    assert running.next(1) == ["read"]
+    held, deadline = running.watermark, time.monotonic() + 5
+    while time.monotonic() < deadline:
+        assert running.bundle() == []
+        assert running.watermark == held
+    within.commit_transaction()
+    assert running.next(2) == ["in it", "beside it"]
+    until(lambda: running.bundle() == [] and running.watermark > held + 5)
+
+
 def test_a_tombstone_is_a_message_without_a_value(broker: GuardedBroker, topic: str) -> None:
     producer = Producer({"bootstrap.servers": broker.address})
     producer.produce(topic, None, "key", partition=0)

@@ -10,11 +10,11 @@ from tests.flink_jobs import SEED
 from velocity.io.sqlite import read_documents
 from velocity.pipelines.directory import directory
 from velocity.pipelines.jobfile import load
-from velocity.pipelines.produce import produce
 from velocity.pipelines.recompute import differences
 from velocity.pipelines.simulator import Scenario, simulate
 from velocity.runners.demo import JOB, expected
 from velocity.runners.embedded import DirectoryService
+from velocity.runners.produce import produce
 
 pytestmark = pytest.mark.stack
 

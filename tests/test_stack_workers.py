@@ -1,6 +1,10 @@
 """A Flink task asks the pool for a worker; the worker gets what the job was staged with."""
 
+import json
 import logging
+import re
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +16,7 @@ from typing import Any
 
 import grpc
 import pytest
+import urllib3
 from apache_beam.portability.api import (
     beam_artifact_api_pb2,
     beam_artifact_api_pb2_grpc,
@@ -256,3 +261,39 @@ def test_extra_packages_are_installed_before_the_workflow(tmp_path: Path) -> Non
     names = ("workflow.tar.gz", "extra_packages.txt", "a.tar.gz", "b.whl", "pickled_main_session")
     staged = {name: tmp_path / name for name in names}
     assert [file.name for file in packages(staged)] == ["b.whl", "a.tar.gz", "workflow.tar.gz"]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_the_command_serves_flink_and_prometheus_until_it_is_told_to_stop(signum: int) -> None:
+    command = [sys.executable, "-m", "velocity.runners.workers_cli"]
+    served = subprocess.Popen(
+        [*command, "--port", "0", "--metrics-port", "0", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert served.stdout is not None
+        assert served.stderr is not None
+        told = json.loads(served.stdout.readline())
+        assert urllib3.request("GET", told["metrics"]).status == 200
+        with grpc.insecure_channel(told["workers"]) as channel:
+            stub = beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolStub(channel)
+            assert not stub.StartWorker(start_request("1-1"), wait_for_ready=True).error
+        lines = [served.stderr.readline() for _ in range(3)]
+        [pid] = re.findall(r"pid (\d+)", lines[-1])
+        served.send_signal(signum)
+        assert served.wait(60) == 0
+        assert identify(int(pid)) is None
+    finally:
+        served.kill()
+        served.wait()
+
+
+def test_a_port_that_is_taken_is_named_with_the_remedy() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen(1)
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=f"127.0.0.1:{port} is taken.*--port"):
+            serve(port, WorkerPool())

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -42,6 +42,7 @@ from velocity.io.records import (
 )
 from velocity.transforms.expressions import failed_rows
 from velocity.transforms.ids import LONGEST, IdTemplate
+from velocity.transforms.layouts import Layout
 from velocity.transforms.metric import Metric
 from velocity.transforms.panes import PANES_TOLD
 from velocity.transforms.partials import (
@@ -56,12 +57,15 @@ from velocity.transforms.windows import Days, Fixed, Global, Session, Sliding, W
 
 _GATHER_EVERY: Final = timedelta(seconds=10)
 _GATHER_ROWS: Final = 250_000
+_GATHER_PARTIALS: Final = 1_000_000
 _GATHER_BYTES: Final = 64 * 2**20
 _MOST_EARLY: Final = 100
 
 
 _Timed = tuple[int, Partial]
 """A partial result, and the mean time of its events."""
+_Laid = tuple[bytes, int, Partial]
+"""The same, and its layout."""
 
 
 class WindowedMetrics(beam.PTransform):
@@ -97,7 +101,10 @@ class WindowedMetrics(beam.PTransform):
         rows = main_of(pvalueish)
         tags = {w: f"windowing_{i}" for i, w in enumerate(self._windowings)}
         tag_of = {m.name: tags[w] for w, metrics in self._windowings.items() for m in metrics}
-        reduce = _PreAggregate(self.reduction, tag_of, self._clock, bounded=rows.is_bounded)
+        layouts = {tags[w]: Layout(self.reduction, ms) for w, ms in self._windowings.items()}
+        reduce = _PreAggregate(
+            self.reduction, tag_of, layouts, self._clock, bounded=rows.is_bounded
+        )
         step = beam.ParDo(reduce).with_output_types(
             Any,
             dead_letters=pa.RecordBatch,
@@ -106,39 +113,45 @@ class WindowedMetrics(beam.PTransform):
         outputs = rows | "PreAggregate" >> step.with_outputs("dead_letters", *tags.values())
         documents = []
         for windowing, tag in tags.items():
-            window, *_ = windowing
-            documents.append(outputs[tag] | f"{window}, {tag}" >> self._windowed(*windowing))
+            document = _ToDocument(self._job, self.reduction, layouts[tag])
+            window, early, lateness = windowing
+            windowed = _Windowed(window, early, lateness, document)
+            documents.append(outputs[tag] | self._label(windowing) >> windowed)
         return WithDeadLetters.joining(
             pvalueish,
             documents | "Documents" >> beam.Flatten(pipeline=rows.pipeline),
             outputs.dead_letters,
         )
 
-    def _windowed(
-        self, window: Any, early: timedelta | None, lateness: timedelta
-    ) -> beam.PTransform:
-        document = _ToDocument(self._job, self.reduction)
-        return _Windowed(window, early, lateness, document)
+    def _label(self, windowing: tuple[Any, ...]) -> str:
+        """By what it is and not by its place: a runner finds the states of a savepoint by it.
+
+        ``emit`` may change where it makes no difference to others of the same window.
+        """
+        window, early, lateness = windowing
+        alone = [other for other, *_ in self._windowings].count(window) == 1
+        return str(window) if alone else f"{window}, early {early}, lateness {lateness}"
 
 
 class _PreAggregate(beam.DoFn):
     """Rows to partial results, one for each key and stretch of time of a bundle.
 
     What a runner groups costs it many times what a row costs here. So batches are gathered until
-    the bundle ends, or they are ``_GATHER_ROWS`` or ``_GATHER_BYTES``: portable runners hold the watermark
-    back for that long.
+    the bundle ends, or they are ``_GATHER_ROWS`` or ``_GATHER_BYTES``, or may give ``_GATHER_PARTIALS``, where
+    each row has a key of its own in each metric: portable runners hold the watermark back for that long.
     """
 
     def __init__(
         self,
         reduction: PreAggregation,
         tag_of: dict[str, str],
+        layouts: dict[str, Layout],
         clock: Callable[[], datetime],
         *,
         bounded: bool,
     ) -> None:
         self._reduction = reduction
-        self._tag_of = tag_of
+        self._tag_of, self._layouts = tag_of, layouts
         self._clock = clock
         self._bounded = bounded
         self._partials = counter("partials")
@@ -155,7 +168,8 @@ class _PreAggregate(beam.DoFn):
         self._rows += rows.num_rows
         self._bytes += rows.nbytes
         self._at = min(self._at, timestamp)
-        if self._rows >= _GATHER_ROWS or self._bytes >= _GATHER_BYTES:
+        most = min(_GATHER_ROWS, _GATHER_PARTIALS // len(self._tag_of))
+        if self._rows >= most or self._bytes >= _GATHER_BYTES:
             yield from self.finish_bundle()
 
     def finish_bundle(self) -> Iterator[Any]:
@@ -177,7 +191,10 @@ class _PreAggregate(beam.DoFn):
 
     def _by_key(self, sessions: Iterable[Reduced]) -> Iterator[TaggedOutput]:
         for one in sessions:
-            value = (one.last, packed(one.partial)) if self._bounded else (one.mean, one.partial)
+            layout = self._layouts[self._tag_of[one.metric.name]].encoded
+            value: Any = one.last, packed(one.partial)
+            if not self._bounded:
+                value = layout, one.mean, one.partial
             yield self._put_out(one, one.key, value, one.time)
 
     def _by_shard(self, reduced: Iterable[Reduced]) -> Iterator[TaggedOutput]:
@@ -186,9 +203,10 @@ class _PreAggregate(beam.DoFn):
         for one in reduced:
             place = self._tag_of[one.metric.name], shard_of(one.key), one.slice
             together.setdefault(place, []).append(one)
-        for (_, shard, _), some in together.items():
+        for (tag, shard, _), some in together.items():
             values: _Some = [(one.key, one.mean, one.partial) for one in some]
-            yield self._put_out(some[0], shard, packed(values), min(one.time for one in some))
+            pack = packed((self._layouts[tag].encoded, values))
+            yield self._put_out(some[0], shard, pack, min(one.time for one in some))
 
     def _put_out(self, one: Reduced, key: bytes, value: Any, time: int) -> TaggedOutput:
         return _output(self._tag_of[one.metric.name], (key, value), Timestamp(micros=time * 1000))
@@ -314,7 +332,7 @@ class _OfWindow(beam.DoFn):
         place, packs = element
         start = int(place.partition(b" ")[0])
         window = start, self._window.end(start)
-        for key, timed in _gathered(packs).items():
+        for key, timed in self._document.gathered(packs).items():
             partial = self._document.merge(key, (partial for _, partial in timed))
             yield self._document.make(key, partial, window, PaneInfoTiming.ON_TIME)
 
@@ -358,7 +376,7 @@ class _Sessions(beam.DoFn):
             yield self._document.make(key, partial, window, PaneInfoTiming.ON_TIME)
 
 
-_Pane = tuple[bytes, Iterable[_Timed]]
+_Pane = tuple[bytes, Iterable[_Laid]]
 _Ends = tuple[int, int]
 """Of a window: epoch milliseconds."""
 
@@ -382,8 +400,8 @@ class _WholePane(beam.DoFn):
     def process(
         self, pane: _Pane, window: Any = beam.DoFn.WindowParam, info: Any = beam.DoFn.PaneInfoParam
     ) -> Iterator[Document]:
-        key, timed = pane
-        partial = self._document.merge(key, (partial for _, partial in timed))
+        key, laid = pane
+        partial = self._document.merge(key, self._document.known(key, laid))
         if partial[0]:
             made = self._document.make(key, partial, _ends(window), info.timing)
             # Which of its events are new only the pane at the end of the session tells: all.
@@ -422,11 +440,11 @@ class _PaneByPane(beam.DoFn):
         # Each way to the runner's states and back takes a millisecond, as much as a thousand rows
         # do; most windows of a backlog have one pane.
         kept = None if self._told and info.is_first else so_far.read()
-        before: dict[bytes, Partial] = unpacked(kept) if kept else {}
-        new = _gathered(packs)
+        before = self._document.remembered(kept) if kept else {}
+        new = self._document.gathered(packs)
         changed = {key: self._merged(key, before.get(key), timed) for key, timed in new.items()}
         if changed and not (self._told and info.is_last):
-            so_far.write(packed(before | changed))
+            so_far.write(self._document.to_remember(before | changed))
         if info.timing == PaneInfoTiming.EARLY and not self._show_early:
             return
         on_time = info.timing == PaneInfoTiming.ON_TIME
@@ -442,16 +460,6 @@ class _PaneByPane(beam.DoFn):
     def _merged(self, key: bytes, before: Partial | None, timed: Sequence[_Timed]) -> Partial:
         partials = [partial for _, partial in timed]
         return self._document.merge(key, [before, *partials] if before else partials)
-
-
-def _gathered(packs: Iterable[bytes]) -> dict[bytes, list[_Timed]]:
-    """The partial results of each key of a shard."""
-    gathered: dict[bytes, list[_Timed]] = {}
-    for pack in packs:
-        some: _Some = unpacked(pack)
-        for key, mean, partial in some:
-            gathered.setdefault(key, []).append((mean, partial))
-    return gathered
 
 
 def _mean_time(new: Sequence[_Timed]) -> int | None:
@@ -472,13 +480,42 @@ def _of_key(key: bytes) -> tuple[str, Sequence[Any]]:
 
 
 class _ToDocument:
-    """Merges partial results of a key, and makes documents of them."""
+    """Merges partial results of a key, and makes documents of them.
 
-    def __init__(self, job: str, reduction: PreAggregation) -> None:
-        self._job = job
+    What it reads may be of the job that was before this one: ``layout`` is that of what it knows.
+    """
+
+    def __init__(self, job: str, reduction: PreAggregation, layout: Layout) -> None:
+        self._job, self._layout = job, layout
         self._aggregates, self._values = reduction.aggregates, reduction.values
         self._metrics = {metric.name: metric for metric in reduction.metrics}
         self._ids = ids_of(job, reduction.metrics)
+
+    def gathered(self, packs: Iterable[bytes]) -> dict[bytes, list[_Timed]]:
+        """The partial results of each key of a shard."""
+        gathered: dict[bytes, list[_Timed]] = {}
+        for pack in packs:
+            layout, some = unpacked(pack)
+            for key, mean, partial in self._layout.read(layout, some):
+                gathered.setdefault(key, []).append((mean, partial))
+        return gathered
+
+    def known(self, key: bytes, laid: Iterable[_Laid]) -> list[Partial]:
+        """The partial results of a session."""
+        found = []
+        for layout, mean, partial in laid:
+            found += [partial for *_, partial in self._layout.read(layout, [(key, mean, partial)])]
+        return found
+
+    def to_remember(self, partials: Mapping[bytes, Partial]) -> bytes:
+        return packed((self._layout.encoded, partials))
+
+    def remembered(self, kept: bytes) -> dict[bytes, Partial]:
+        layout, partials = unpacked(kept)
+        if layout != self._layout.encoded:
+            partials = dict(self._layout.read(layout, partials.items()))
+        found: dict[bytes, Partial] = partials
+        return found
 
     def merge(self, key: bytes, partials: Iterable[Partial]) -> Partial:
         name, _ = _of_key(key)

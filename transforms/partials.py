@@ -116,6 +116,16 @@ class PreAggregation:
         for metric in metrics:
             self._check(metric)
 
+    def calls_of(self, metric: str) -> list[list[Any]]:
+        """What the states of a metric's partial results are of, as JSON has it.
+
+        Function, expression, parameter and the type of the values: what has these alike has states alike.
+        """
+        return [
+            [*call, str(self.columns[call.expression] if call.expression else "")]
+            for call in self._calls[metric]
+        ]
+
     def _check(self, metric: Metric) -> None:
         for name, value in self.values[metric.name].items():
             for call in value.calls if len(value.calls) > 1 else ():

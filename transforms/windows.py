@@ -79,7 +79,7 @@ class Fixed:
         )
 
     def __str__(self) -> str:
-        return f"fixed {self.size}"
+        return f"fixed {self.size}" + (f" from {self.offset}" if self.offset else "")
 
 
 @dataclass(frozen=True, slots=True)

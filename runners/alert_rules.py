@@ -10,7 +10,7 @@ import yaml
 from velocity.io.documents import DOCUMENT_DELAYS
 from velocity.io.records import Cause
 from velocity.pipelines.dashboards import interval
-from velocity.pipelines.signals import (
+from velocity.runners.signals import (
     JOB,
     breaker,
     delay,

@@ -3,7 +3,7 @@
 from typing import Final
 
 from velocity.pipelines.grafana_page import OPTIONS, Json, page, variable
-from velocity.pipelines.signals import JOB, Signal, series, signals
+from velocity.runners.signals import JOB, Signal, series, signals
 
 INPUT: Final = "DS_PROMETHEUS"
 """What whoever imports the dashboard chooses a data source for."""
