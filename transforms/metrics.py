@@ -191,10 +191,12 @@ class _PreAggregate(beam.DoFn):
 
     def _by_key(self, sessions: Iterable[Reduced]) -> Iterator[TaggedOutput]:
         for one in sessions:
-            layout = self._layouts[self._tag_of[one.metric.name]].encoded
-            value: Any = one.last, packed(one.partial)
-            if not self._bounded:
-                value = layout, one.mean, one.partial
+            value: Any
+            if self._bounded:
+                value = one.last, packed(one.partial)
+            else:
+                layout = self._layouts[self._tag_of[one.metric.name]]
+                value = layout.encoded, one.mean, one.partial
             yield self._put_out(one, one.key, value, one.time)
 
     def _by_shard(self, reduced: Iterable[Reduced]) -> Iterator[TaggedOutput]:
