@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -23,6 +23,7 @@ from velocity.runners.exit_codes import codes
 from velocity.runners.ingest_cli import ingest_app
 from velocity.runners.job_cli import add_job_commands
 from velocity.runners.jobs_cli import add_jobs_commands
+from velocity.runners.leave import run_and_leave
 from velocity.runners.logs import VARIABLE, Format, configure
 from velocity.runners.replay_cli import add_replay_command
 from velocity.runners.run_cli import add_run_command
@@ -109,9 +110,9 @@ add_board_command(app)
 add_workers_command(app)
 
 
-def main() -> None:
-    """The console script."""
-    app()
+def main() -> NoReturn:
+    """The console script, which ends the process."""
+    run_and_leave(app)
 
 
 def _version(wanted: bool) -> None:

@@ -206,6 +206,13 @@ def pipeline_options(
     if bounded:
         # Else Beam keeps sources that have ended, as Flink before 1.14 took no checkpoint without.
         chosen.append("--shutdown_sources_after_idle_ms=0")
+    elif not target.local:
+        # The last checkpoint of a job that is cancelled or fails is what it can go on from. Beam's
+        # options decide what becomes of it, whatever the cluster's configuration says.
+        chosen += [
+            "--externalized_checkpoints_enabled",
+            "--retain_externalized_checkpoints_on_cancellation",
+        ]
     if target.workers or target.local:
         # A worker that wrote a state need not ask for it: a pane after its window's first would wait.
         # Other workers than ours would take longer to weigh it than to ask.

@@ -69,6 +69,8 @@ class Checkpoints:
     last_size: int = 0
     """Bytes of the last completed one."""
     last_duration: timedelta = timedelta()
+    last_path: str | None = None
+    """Where the last completed one is; None if nothing outside of Flink can name it."""
     restored_from: str | None = None
     """The path of the savepoint or checkpoint that the job last came back from."""
 
@@ -131,7 +133,9 @@ class Flink:
             return found[0]
         ended = [job for job in jobs if job.name == wanted]
         if ended:
-            raise UnknownJob(f"job {wanted} has ended: {ended[0].state} (id {ended[0].id})")
+            raise UnknownJob(
+                f"job {wanted} has ended: {ended[0].state}; give its id, {ended[0].id}"
+            )
         running = ", ".join(job.name for job in jobs if not job.ended) or "none"
         raise UnknownJob(f"no job {wanted!r} on {self.url}; running: {running}")
 
@@ -191,8 +195,42 @@ class Flink:
             _time(last["trigger_timestamp"]),
             last["state_size"],
             timedelta(milliseconds=last["end_to_end_duration"]),
+            None if last["external_path"].startswith("<") else last["external_path"],
             path,
         )
+
+    def kept_checkpoint(
+        self,
+        job: str,
+        *,
+        patience: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> str | None:
+        """The path of the checkpoint that is kept of a job that was cancelled or failed.
+
+        None if Flink keeps none: the job has had none, was submitted without the wish to keep it,
+        or ended as it should. Waits until a job that is being cancelled has ended, as others may
+        follow until then; raises ``FlinkRefused`` if it has not after ``patience`` seconds.
+        """
+        try:
+            kept = self._call("GET", f"/jobs/{job}/checkpoints/config")["externalization"]
+        except FlinkRefused:  # a batch has no checkpoints
+            return None
+        deadline = clock() + patience
+        # A job and its checkpoints are answered from one snapshot, which Flink renews every 3 s.
+        while (state := self._call("GET", f"/jobs/{job}")["state"]) not in ENDED:
+            if clock() >= deadline:
+                raise FlinkRefused(
+                    f"job {job} is to end, and has not after {patience:.0f} s; Flink is still at it:"
+                    f" see velocity jobs. When it has, `velocity stop {job}` tells its checkpoint"
+                )
+            sleep(0.2)
+        if not kept["enabled"] or state == "FINISHED":
+            return None
+        if state == "CANCELED" and kept["delete_on_cancellation"]:
+            return None
+        return self.checkpoints(job).last_path
 
     def failures(self, job: str) -> list[Failure]:
         """Why the job failed or was restarted, the latest first; Flink remembers a few."""

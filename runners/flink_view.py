@@ -232,6 +232,9 @@ def _ended(flink: Flink, found: Look, console: Console) -> int:
         return 0
     for failure in flink.failures(job.id)[:1]:
         console.print(failure.cause, markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"What it can go on from: velocity stop {job.id}", highlight=False, soft_wrap=True
+    )
     return 1
 
 

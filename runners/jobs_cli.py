@@ -109,8 +109,9 @@ def stop(
 ) -> None:
     """Stop a job on a Flink cluster; with a savepoint, unless told otherwise.
 
-    Prints the savepoint's path, and the command that goes on from it. A drained job has nothing to
-    go on with: its documents are final.
+    Prints the savepoint's path, and the command that goes on from it. Of a job that is cancelled, or
+    has failed, it is the last checkpoint's, which is yours to delete. A drained job has nothing to go
+    on with: its documents are final.
     """
     if savepoint + drain + cancel > 1:
         raise typer.BadParameter("one of --savepoint, --drain and --cancel is wanted")
@@ -118,27 +119,47 @@ def stop(
         raise typer.BadParameter("--to is for a savepoint, and --cancel makes none")
     flink = cluster(master)
     found = flink.find(job)
-    if found.ended:
-        print(f"{found.name} has ended before: {found.state}.")
-        return
     known = recall(flink.url, found.name) or _elsewhere(flink, found)
+    if found.ended:
+        left = flink.kept_checkpoint(found.id)
+        _tell(found, f"has ended before: {found.state}", known, checkpoint=left, as_json=as_json)
+        return
     if cancel:
         flink.cancel(found.id)
-        path = None
+        with working(f"{found.name}: ending"):
+            left = flink.kept_checkpoint(found.id)
+        _tell(found, "is cancelled", known, checkpoint=left, as_json=as_json)
     else:
         with working(f"{found.name}: {'draining' if drain else 'taking a savepoint'}"):
             path = flink.stop(found.id, directory=to, drain=drain)
+        how = "is drained" if drain else "is stopped"
+        _tell(found, how, None if drain else known, savepoint=path, as_json=as_json)
     forget_ended(flink)
-    resume = None if path is None or drain else known.resuming(path)
+
+
+def _tell(
+    job: FlinkJob,
+    how: str,
+    known: Submission | None,
+    *,
+    savepoint: str | None = None,
+    checkpoint: str | None = None,
+    as_json: bool,
+) -> None:
+    """Says how a job has ended, what is left of it, and how it goes on; None has nothing to go on with."""
+    path = savepoint or checkpoint
+    resume = None if path is None or known is None else known.resuming(path)
     if as_json:
-        ended = {"id": found.id, "name": found.name, "savepoint": path, "resume": resume}
-        print(json.dumps(ended))
+        left = {"savepoint": savepoint, "checkpoint": checkpoint, "resume": resume}
+        print(json.dumps({"id": job.id, "name": job.name, **left}))
         return
-    print(f"{found.name} is {'cancelled' if cancel else 'drained' if drain else 'stopped'}.")
-    if path is not None:
-        print(f"savepoint: {path}")
+    print(f"{job.name} {how}.")
+    if savepoint is not None:
+        print(f"savepoint: {savepoint}")
+    if checkpoint is not None:
+        print(f"checkpoint: {checkpoint}")
     if resume is not None:
-        print(f"go on:     {resume}")
+        print(f"go on: {resume}")
 
 
 def _elsewhere(flink: Flink, job: FlinkJob) -> Submission:

@@ -162,7 +162,6 @@ def configuration(
         "state.backend.rocksdb.writebuffer.size": "4mb",
         "state.checkpoints.dir": (data / "checkpoints").as_uri(),
         "state.savepoints.dir": (data / "savepoints").as_uri(),
-        "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
         "restart-strategy.type": "exponential-delay",
         "restart-strategy.exponential-delay.initial-backoff": "1 s",
         "restart-strategy.exponential-delay.max-backoff": "30 s",

@@ -26,6 +26,7 @@ from apache_beam.portability.api import (
 )
 from google.protobuf import json_format, text_format
 
+from velocity.runners.leave import run_and_leave
 from velocity.runners.logs import Discreet, configure, guard, wanted
 
 PR_SET_PDEATHSIG: Final = 1
@@ -204,4 +205,4 @@ def _run(beam: Any, job: str, level: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_and_leave(lambda: sys.exit(main()))

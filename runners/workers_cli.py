@@ -13,6 +13,7 @@ from typing import Annotated, Final
 import typer
 
 from velocity.runners.exit_codes import codes
+from velocity.runners.leave import run_and_leave
 from velocity.runners.logs import configure, wanted
 from velocity.runners.stack_ports import HOST
 from velocity.runners.terminal import Json
@@ -89,4 +90,4 @@ def workers(
 
 
 if __name__ == "__main__":
-    typer.run(workers)
+    run_and_leave(lambda: typer.run(workers))

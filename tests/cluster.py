@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +22,11 @@ class Cluster:
 
     folder: Path
     environ: dict[str, str]
+    velocity: Sequence[str] = tuple(VELOCITY)
 
     def __call__(self, *arguments: str | Path, code: int = 0) -> str:
         done = subprocess.run(
-            [*VELOCITY, *map(str, arguments)],
+            [*self.velocity, *map(str, arguments)],
             capture_output=True,
             text=True,
             env=self.environ,

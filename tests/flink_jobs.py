@@ -16,6 +16,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from tests.cluster import Cluster, Pace, until
+from tests.warm_velocity import warm_velocity
 from velocity.io.sqlite import StoreUnusable, read_documents
 from velocity.pipelines.directory import directory
 from velocity.pipelines.domains import DOMAINS
@@ -40,13 +41,15 @@ def flink_cluster(
 ) -> Iterator[Cluster]:
     """A stack with Kafka and Flink, its state in ``folder``; ``options`` are of ``stack up``."""
     variables = {"VELOCITY_STATE": str(folder), "TMPDIR": str(temporary)}
-    found = Cluster(folder, {**os.environ, **variables, **environ})
-    try:
-        found("stack", "up", "kafka", "flink", *options)
-        found.environ["KAFKA"] = found.address("kafka")
-        yield found
-    finally:
-        found("stack", "down")
+    with warm_velocity(temporary / "bin") as programs:
+        velocity = [str(programs / "velocity")]
+        found = Cluster(folder, {**os.environ, **variables, **environ}, velocity)
+        try:
+            found("stack", "up", "kafka", "flink", *options)
+            found.environ["KAFKA"] = found.address("kafka")
+            yield found
+        finally:
+            found("stack", "down")
 
 
 @contextmanager
@@ -177,7 +180,8 @@ class Case:
                 sleep=self.pace.sleep,
             ).messages
 
-        self.producer = threading.Thread(target=send)
+        # A test that fails leaves it: nobody waits for what it still has to send.
+        self.producer = threading.Thread(target=send, daemon=True)
         self.producer.start()
 
     def messages(self) -> Iterator[SimulatedMessage]:

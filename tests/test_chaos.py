@@ -25,7 +25,7 @@ from velocity.pipelines.directory import directory
 from velocity.runners.demo import JOB
 from velocity.runners.embedded import DirectoryService
 
-pytestmark = pytest.mark.chaos
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(0)]  # it lasts as long as it is told to
 
 SEED = int(os.environ.get("CHAOS_SEED") or 1)
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS") or 50)

@@ -112,7 +112,7 @@ def test_a_broker_that_goes_is_named_and_left_alone_for_a_while() -> None:
         address = kafka.bootstrap_servers
         broker = Broker(kafka)
         broker.fail(1, Cause.LATE)
-        letters = KafkaCounts(broker.config, TOPIC, within=0.5, clock=lambda: now)
+        letters = KafkaCounts(broker.config, TOPIC, within=3, clock=lambda: now)
         becomes(letters, {Failed("orders", "late", MINUTE): 1})
     for _ in range(2):  # the second time it is not asked: it has no consumer that could be
         with pytest.raises(StoreDown, match=f"topic {TOPIC} at {address} can't be read"):

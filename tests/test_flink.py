@@ -158,6 +158,16 @@ def test_only_sources_that_end_are_shut_down() -> None:
         assert ("--shutdown_sources_after_idle_ms=0" in chosen) is bounded
 
 
+def test_the_checkpoints_of_what_never_ends_by_itself_are_kept() -> None:
+    kept = {
+        "--externalized_checkpoints_enabled",
+        "--retain_externalized_checkpoints_on_cancellation",
+    }
+    for where, bounded in ((CLUSTER, False), (CLUSTER, True), (Target("[local]", None), False)):
+        chosen = pipeline_options(FlinkOptions(), where, "a", bounded=bounded)
+        assert (kept <= set(chosen)) is (where is CLUSTER and not bounded)
+
+
 def test_a_savepoint_is_passed_on() -> None:
     given = FlinkOptions(from_savepoint="file:/s", allow_non_restored_state=True)
     chosen = pipeline_options(given, CLUSTER, "a", bounded=False)

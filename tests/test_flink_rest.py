@@ -194,7 +194,7 @@ def test_a_job_is_found_by_its_id_or_by_its_name_while_it_lives(
 @pytest.mark.parametrize(
     ("states", "text"),
     [
-        (("FINISHED",), f"job a has ended: FINISHED (id {JOB})"),
+        (("FINISHED",), f"job a has ended: FINISHED; give its id, {JOB}"),
         (("RUNNING", "RUNNING"), "2 jobs are named a: give one's id"),
         ((), "no job 'a' on http://127.0.0.1"),
     ],
@@ -270,7 +270,62 @@ def test_checkpoints_tell_of_the_last_completed_one(flink: Flink, answers: Answe
         last_at=datetime(2026, 11, 23, 4, 20, 57, 396000, UTC),
         last_size=323497,
         last_duration=timedelta(milliseconds=703),
+        last_path=f"file:/state/checkpoints/{JOB}/chk-3",
     )
+
+
+def test_a_checkpoint_in_the_job_manager_s_memory_has_no_path(
+    flink: Flink, answers: Answers
+) -> None:
+    held = COMPLETED | {"external_path": "<checkpoint-not-externally-addressable>"}
+    answers.set(f"GET /jobs/{JOB}/checkpoints", {"counts": COUNTS, "latest": {"completed": held}})
+    assert flink.checkpoints(JOB).last_path is None
+
+
+@pytest.mark.parametrize(
+    ("state", "enabled", "deleted", "kept"),
+    [
+        ("CANCELED", True, False, True),
+        ("CANCELED", True, True, False),
+        ("CANCELED", False, True, False),
+        ("FAILED", True, False, True),
+        ("FAILED", True, True, True),  # what is to be deleted then is what is cancelled
+        ("FAILED", False, True, False),
+        ("FINISHED", True, False, False),
+    ],
+)
+def test_the_checkpoint_of_a_job_that_ended_is_told_where_flink_keeps_it(
+    flink: Flink, answers: Answers, state: str, enabled: bool, deleted: bool, kept: bool
+) -> None:
+    policy = {"externalization": {"enabled": enabled, "delete_on_cancellation": deleted}}
+    answers.set(f"GET /jobs/{JOB}/checkpoints/config", policy)
+    answers.set(f"GET /jobs/{JOB}", {"state": state})
+    latest = {"completed": COMPLETED, "restored": None}
+    answers.set(f"GET /jobs/{JOB}/checkpoints", {"counts": COUNTS, "latest": latest})
+    assert (flink.kept_checkpoint(JOB) == COMPLETED["external_path"]) is kept
+
+
+def test_a_batch_has_no_checkpoint(flink: Flink, answers: Answers) -> None:
+    none = {"errors": ["Checkpointing is not enabled for this job (" + JOB + ")."]}
+    answers.set(f"GET /jobs/{JOB}/checkpoints/config", none, status=404)
+    assert flink.kept_checkpoint(JOB) is None
+
+
+def test_a_checkpoint_is_told_when_no_other_can_follow_or_not_at_all(
+    flink: Flink, answers: Answers
+) -> None:
+    policy = {"externalization": {"enabled": True, "delete_on_cancellation": False}}
+    answers.set(f"GET /jobs/{JOB}/checkpoints/config", policy)
+    answers.set(f"GET /jobs/{JOB}", {"state": "CANCELLING"})
+    latest = {"completed": COMPLETED, "restored": None}
+    answers.set(f"GET /jobs/{JOB}/checkpoints", {"counts": COUNTS, "latest": latest})
+    with pytest.raises(FlinkRefused, match=f"is to end, and has not after 60 s.*stop {JOB}"):
+        flink.kept_checkpoint(JOB, clock=iter(range(100)).__next__, sleep=lambda _: None)
+
+    def end(seconds: float) -> None:
+        answers.set(f"GET /jobs/{JOB}", {"state": "CANCELED"})
+
+    assert flink.kept_checkpoint(JOB, sleep=end) == COMPLETED["external_path"]
 
 
 def test_checkpoints_before_the_first_tell_what_was_restored(

@@ -185,7 +185,9 @@ def test_the_view_ends_with_its_job(screen: Screen, state: str, code: int) -> No
 
 def test_a_job_that_failed_is_told_by_its_cause(screen: Screen) -> None:
     screen.watch(Cluster(["FAILED"], [Failure(NOW, "no such topic [while running 'Read']")]))
-    assert screen.text.getvalue().splitlines()[-1] == "no such topic [while running 'Read']"
+    *_, cause, remedy = screen.text.getvalue().splitlines()
+    assert cause == "no such topic [while running 'Read']"
+    assert remedy.endswith(f"velocity stop {JOB.id}")
 
 
 def test_ctrl_c_ends_the_view_and_says_that_the_job_goes_on(screen: Screen) -> None:

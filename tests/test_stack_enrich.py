@@ -17,7 +17,7 @@ from velocity.runners.embedded import DirectoryService
 
 pytestmark = [pytest.mark.stack, pytest.mark.usefixtures("no_job_is_left")]
 
-OUTAGE = float(os.environ.get("VELOCITY_TEST_OUTAGE", "40"))
+OUTAGE = float(os.environ.get("VELOCITY_TEST_OUTAGE", "20"))
 """Seconds."""
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster import VELOCITY, Cluster, until
+from tests.cluster import Cluster, until
 from tests.flink_jobs import SEED, Case, in_time, not_final
 from velocity.pipelines.directory import directory
 from velocity.pipelines.jobfile import load
@@ -151,7 +151,7 @@ def test_a_job_cancelled_while_its_worker_boots_leaves_no_worker(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     case = Case(cluster, tmp_path, 0)
-    command = [*VELOCITY, *case.command()]
+    command = [*cluster.velocity, *case.command()]
     with subprocess.Popen(command, env=cluster.environ, stderr=subprocess.PIPE) as run:
         until(lambda: cluster.workers() != [])
         for job in cluster.flink.jobs():

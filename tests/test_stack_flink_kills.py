@@ -17,7 +17,7 @@ from velocity.runners.stack_state import read_state
 pytestmark = [pytest.mark.stack, pytest.mark.usefixtures("no_job_is_left")]
 
 
-def test_a_job_stopped_with_a_savepoint_and_resumed_with_more_subtasks_loses_and_doubles_nothing(
+def test_a_job_stopped_or_cancelled_and_resumed_with_other_subtasks_loses_and_doubles_nothing(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     case = Case(cluster, tmp_path, 75_000, rate=25)
@@ -34,11 +34,18 @@ def test_a_job_stopped_with_a_savepoint_and_resumed_with_more_subtasks_loses_and
 
     second = case.run("--parallelism", "3", "--from-savepoint", stopped["savepoint"])
     assert cluster.flink.checkpoints(second).restored_from == stopped["savepoint"]
-    case.await_all()
-    assert len(case.documents()) > before
-    cluster("stop", second, "--cancel")
-    until(lambda: cluster.flink.find(second).ended)
+    until(lambda: len(case.documents()) > before)
+    until(lambda: cluster.flink.checkpoints(second).completed > 0)
+    cancelled = json.loads(cluster("stop", second, "--cancel", "--json"))
+    assert case.producing
     assert cluster.flink.find(second).state == "CANCELED"
+    assert f"--from-savepoint {cancelled['checkpoint']}" in cancelled["resume"]
+    again = json.loads(cluster("stop", second, "--json"))
+    assert again["checkpoint"] == cancelled["checkpoint"]
+
+    third = case.run("--parallelism", "2", "--from-savepoint", cancelled["checkpoint"])
+    assert cluster.flink.checkpoints(third).restored_from == cancelled["checkpoint"]
+    case.await_all()
 
 
 @pytest.mark.parametrize("backend", ["hashmap", "rocksdb"])

@@ -7,7 +7,6 @@ DirectRunner and by Prism from the same topics, and the plain recomputation are 
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 from elasticsearch import Elasticsearch, helpers
 
+from tests.warm_velocity import warm_velocity
 from velocity.io.sqlite import read_documents
 from velocity.pipelines.directory import directory
 from velocity.pipelines.jobfile import load
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.stack
 
 FOLDER = Path(__file__).parent.parent / "pipelines"
 JOBS = [path for path in sorted(FOLDER.glob("*.yaml")) if load(path).metrics]
-SCENARIO = Scenario(seed=11, events=20_000)
+SCENARIO = Scenario(seed=11, events=10_000)
 PRISM = "github.com/apache/beam/sdks/v2/go/cmd/prism@v2.77.0"
 
 
@@ -43,11 +43,11 @@ class Servers:
     """Real Kafka, Elasticsearch and Flink, the REST service of the jobs, and ``velocity``."""
 
     environ: dict[str, str]
+    velocity: Path
 
     def __call__(self, *arguments: str | Path) -> str:
-        command = [sys.executable, "-c", "from velocity.runners.cli import main; main()"]
         done = subprocess.run(
-            [*command, *map(str, arguments)],
+            [self.velocity, *map(str, arguments)],
             capture_output=True,
             text=True,
             env=self.environ,
@@ -61,14 +61,17 @@ class Servers:
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     folder = tmp_path_factory.mktemp("stack") / "state"
-    with DirectoryService(directory(SCENARIO.seed).tables()) as service:
+    with (
+        warm_velocity(tmp_path_factory.mktemp("warm") / "bin") as programs,
+        DirectoryService(directory(SCENARIO.seed).tables()) as service,
+    ):
         environ = {
             **os.environ,
             "VELOCITY_STATE": str(folder),
             "PROVIDERS": service.url,
             "PATIENTS": service.url,
         }
-        found = Servers(environ)
+        found = Servers(environ, programs / "velocity")
         try:
             found("stack", "up")
             for variable in ("KAFKA", "ELASTICSEARCH"):

@@ -5,18 +5,15 @@ folder, environment and files over, passes Ctrl-C on, and ends with the command'
 process of its own as ever, and shells see no difference but in the time it takes.
 """
 
-import atexit
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
 
 _ROOT = Path(__file__).parent.parent
 
@@ -126,27 +123,13 @@ def _keep(client: socket.socket) -> None:
     sys.path.remove(str(_ROOT))  # of the server, by PYTHONPATH
 
 
-def _end(code: int) -> NoReturn:
-    """As the interpreter ends, but that it would take all apart that is imported, for half a second."""
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
-    with suppress(BrokenPipeError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(code)
-
-
 def _main() -> None:
     for name in _PRELOADED:
         __import__(name)
     _serve(sys.argv[1])
     from velocity.runners.cli import main
 
-    try:
-        main()
-    except SystemExit as end:
-        _end(end.code if isinstance(end.code, int) else 0 if end.code is None else 1)
-    _end(0)
+    main()
 
 
 if __name__ == "__main__":
