@@ -23,6 +23,8 @@ _LOG: Final = logging.getLogger(__name__)
 _END_WITHIN: Final = 1.0
 """Seconds for a broker to tell a partition's end while others wait to be read; also how long a
 told end is good for."""
+_ANSWERED_WITHIN: Final = 1.0
+"""Seconds: a fetch that finds nothing is answered after half a second, and tells of what was written then."""
 _KEEP_FOR: Final = 300.0
 """Seconds for which a reader that no bundle asks for stays open."""
 _SILENCE: Final = 120.0
@@ -152,7 +154,8 @@ class PartitionReader:
                 # Asked, it tells no more than may be read: what lies behind an open transaction, of
                 # other producers too, is beyond that. Fetches tell of all.
                 _, written = self._consumer.get_watermark_offsets(self._where, cached=True)
-                self._end, self._gone_since = (asked_at, max(end, written)), None
+                as_of = asked_at - _ANSWERED_WITHIN
+                self._end, self._gone_since = (as_of, max(end, written)), None
         return self._end[0] if self._end and self._is_past_end() else None
 
     def expect_more(self) -> None:

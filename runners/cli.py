@@ -69,10 +69,15 @@ def _in_file(error: Exception, paths: Sequence[Path]) -> Exception:
 
     if not isinstance(error, JobError):
         return error
-    files = [read(path) for path in paths]
+    try:
+        files = [read(path) for path in paths]
+    except JobFileError:  # it was a pipe, or is another file by now
+        return error
     if isinstance(error, UnsetVariable):
         files = [file for file in files if error.variable in variables(file.job)]
     elif len(files) > 1:
+        return error
+    if not files:  # it is an option's
         return error
     return JobFileError([file.source.problem(error.place, error.error) for file in files])
 

@@ -207,10 +207,11 @@ class Flink:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> str | None:
-        """The path of the checkpoint that is kept of a job that was cancelled or failed.
+        """The path of the checkpoint that is kept of a job that was cancelled or failed; of one that had
+        made none, of what it had come from.
 
-        None if Flink keeps none: the job has had none, was submitted without the wish to keep it,
-        or ended as it should. Waits until a job that is being cancelled has ended, as others may
+        None if Flink keeps none: the job was submitted without the wish to keep it, began anew and
+        made none, or ended as it should. Waits until a job that is being cancelled has ended, as others may
         follow until then; raises ``FlinkRefused`` if it has not after ``patience`` seconds.
         """
         try:
@@ -218,7 +219,6 @@ class Flink:
         except FlinkRefused:  # a batch has no checkpoints
             return None
         deadline = clock() + patience
-        # A job and its checkpoints are answered from one snapshot, which Flink renews every 3 s.
         while (state := self._call("GET", f"/jobs/{job}")["state"]) not in ENDED:
             if clock() >= deadline:
                 raise FlinkRefused(
@@ -230,7 +230,10 @@ class Flink:
             return None
         if state == "CANCELED" and kept["delete_on_cancellation"]:
             return None
-        return self.checkpoints(job).last_path
+        # Flink answers from what it last gathered, so long ago at the most.
+        sleep(self._call("GET", "/config")["refresh-interval"] / 1000)
+        found = self.checkpoints(job)
+        return found.last_path if found.completed else found.restored_from
 
     def failures(self, job: str) -> list[Failure]:
         """Why the job failed or was restarted, the latest first; Flink remembers a few."""

@@ -28,7 +28,7 @@ _log = logging.getLogger("velocity.runners.workers_cli")  # it may run as __main
 def add_workers_command(app: typer.Typer) -> None:
     """Adds the command to the command line."""
     app.command(
-        epilog="Example: velocity workers --metrics-host 0.0.0.0 --metrics-port 9249. More:"
+        epilog="Example: velocity workers --metrics-host 0.0.0.0 --metrics-port 9260. More:"
         f" docs/runners.md. {codes(_0='told to stop (SIGTERM, Ctrl-C)')}"
     )(workers)
 

@@ -13,6 +13,7 @@ from confluent_kafka import Consumer
 from typer.testing import CliRunner, Result
 
 from velocity.pipelines.domains import DOMAINS
+from velocity.pipelines.graph import UnsetVariable
 from velocity.pipelines.jobfile import load
 from velocity.pipelines.reference import EXAMPLE, schema
 from velocity.pipelines.simulator import Scenario
@@ -347,6 +348,23 @@ def test_commands_name_the_file_and_the_line_of_what_they_cannot_use(
     [line] = result.stderr.splitlines()
     assert line.startswith(f"{job}:")
     assert line.endswith("is not set: export it")
+
+
+def test_a_variable_of_an_option_is_told_though_no_file_has_it(job: Path) -> None:
+    at = ("--dead-letters", "${NOWHERE}/letters")
+    result = velocity("dead-letters", "stats", job, *at, env=ENVIRONMENT)
+    assert result.exit_code == 1
+    assert "variable NOWHERE is not set" in result.stderr
+
+
+def test_a_file_that_is_gone_by_now_is_no_reason_for_a_second_error(job: Path) -> None:
+    def run_job(*_: Any, **__: Any) -> None:
+        job.unlink()
+        raise UnsetVariable("PROVIDERS", "enrich", 0, "get")
+
+    result = velocity("run", job, env=ENVIRONMENT, run_job=run_job)
+    assert result.exit_code == 1
+    assert "PROVIDERS is not set: export it" in result.stderr
 
 
 def test_a_variable_of_a_sink_that_is_not_used_may_be_unset(job: Path, tmp_path: Path) -> None:

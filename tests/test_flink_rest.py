@@ -302,7 +302,24 @@ def test_the_checkpoint_of_a_job_that_ended_is_told_where_flink_keeps_it(
     answers.set(f"GET /jobs/{JOB}", {"state": state})
     latest = {"completed": COMPLETED, "restored": None}
     answers.set(f"GET /jobs/{JOB}/checkpoints", {"counts": COUNTS, "latest": latest})
-    assert (flink.kept_checkpoint(JOB) == COMPLETED["external_path"]) is kept
+    answers.set("GET /config", {"refresh-interval": 3000})
+    slept: list[float] = []
+    found = flink.kept_checkpoint(JOB, sleep=slept.append)
+    assert found == (COMPLETED["external_path"] if kept else None)
+    assert slept == ([3.0] if kept else [])  # until then Flink may tell of one that is gone
+
+
+def test_of_a_job_that_made_no_checkpoint_it_is_told_what_it_came_from(
+    flink: Flink, answers: Answers
+) -> None:
+    policy = {"externalization": {"enabled": True, "delete_on_cancellation": False}}
+    answers.set(f"GET /jobs/{JOB}/checkpoints/config", policy)
+    answers.set(f"GET /jobs/{JOB}", {"state": "FAILED"})
+    answers.set("GET /config", {"refresh-interval": 0})
+    latest = {"completed": None, "restored": {"external_path": "file:/s"}}
+    none = {"counts": COUNTS | {"completed": 0}, "latest": latest}
+    answers.set(f"GET /jobs/{JOB}/checkpoints", none)
+    assert flink.kept_checkpoint(JOB) == "file:/s"
 
 
 def test_a_batch_has_no_checkpoint(flink: Flink, answers: Answers) -> None:
@@ -319,6 +336,7 @@ def test_a_checkpoint_is_told_when_no_other_can_follow_or_not_at_all(
     answers.set(f"GET /jobs/{JOB}", {"state": "CANCELLING"})
     latest = {"completed": COMPLETED, "restored": None}
     answers.set(f"GET /jobs/{JOB}/checkpoints", {"counts": COUNTS, "latest": latest})
+    answers.set("GET /config", {"refresh-interval": 3000})
     with pytest.raises(FlinkRefused, match=f"is to end, and has not after 60 s.*stop {JOB}"):
         flink.kept_checkpoint(JOB, clock=iter(range(100)).__next__, sleep=lambda _: None)
 

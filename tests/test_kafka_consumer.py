@@ -227,7 +227,7 @@ def test_a_partition_is_idle_once_it_has_had_no_row_for_long_enough(pool: Pool) 
     assert reader.idle_as_of(IDLE_AFTER) is None
     assert pool.opened[0].asked == 0
     pool.clock.seconds = 60
-    assert reader.idle_as_of(IDLE_AFTER) == T(3660)
+    assert reader.idle_as_of(IDLE_AFTER) == T(3659)
     reader.row_seen()
     assert reader.idle_as_of(IDLE_AFTER) is None
     pool.clock.seconds = 119
@@ -253,7 +253,7 @@ def test_a_message_behind_an_open_transaction_means_that_a_partition_is_not_idle
     assert reader.idle_as_of(IDLE_AFTER) is None
     consumer.coming = [FakeMessage(0), FakeMessage(1), FakeMessage(2)]
     reader.poll(10)
-    assert reader.idle_as_of(IDLE_AFTER) == T(4602)
+    assert reader.idle_as_of(IDLE_AFTER) == T(4601)
 
 
 def test_a_partition_that_cannot_be_reached_is_not_idle(pool: Pool) -> None:
@@ -282,7 +282,7 @@ def test_a_partition_with_only_bad_messages_is_idle_as_of_the_end_that_was_read(
     consumer.coming = [FakeMessage(2), FakeMessage(3)]
     reader.poll(10)
     pool.clock.seconds, consumer.end = 110.5, 9
-    assert reader.idle_as_of(IDLE_AFTER) == T(3710), "when the end was 4"
+    assert reader.idle_as_of(IDLE_AFTER) == T(3709), "when the end was 4, and a second before"
 
 
 def test_an_end_that_a_lost_leader_told_holds_nothing_back_for_ever(pool: Pool) -> None:
@@ -291,7 +291,7 @@ def test_an_end_that_a_lost_leader_told_holds_nothing_back_for_ever(pool: Pool) 
     assert reader.idle_as_of(IDLE_AFTER) is None
     consumer.end = 0
     pool.clock.seconds = 160
-    assert reader.idle_as_of(IDLE_AFTER) == T(3760)
+    assert reader.idle_as_of(IDLE_AFTER) == T(3759)
 
 
 def test_the_broker_is_asked_for_the_end_once_a_second_at_most(pool: Pool) -> None:

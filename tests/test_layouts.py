@@ -153,6 +153,16 @@ def test_sessions_go_on_as_windows_do() -> None:
     assert (document.events, document.values) == (2, {"tips": 30, "n": 1})
 
 
+def test_a_session_of_a_metric_that_is_gone_is_left_out() -> None:
+    window = Session(MINUTE)
+    before = Job(metric(SUMS, window=window))
+    after = Job(metric({"n": "count()"}, window=window, name="other"))
+    panes = _WholePane(after.document, window, may_grow=False)
+    laid = before.put_out(("Solo", 1, 10))
+    info = PaneInfo(True, True, ON_TIME, 0, 0)
+    assert list(panes.process((b'["m","Solo"]', laid), WINDOW, info)) == []
+
+
 def labels(*metrics: Metric) -> set[str]:
     """What a runner knows the steps that keep states by."""
     with beam.Pipeline() as pipeline:

@@ -39,6 +39,36 @@ def test_an_error_that_nobody_expected_is_shown() -> None:
     assert told.endswith("ZeroDivisionError: division by zero\n")
 
 
+@pytest.mark.parametrize(
+    "script", ["raise KeyboardInterrupt", "threading.Thread(target=wait).start()"]
+)
+def test_ctrl_c_ends_it_whenever_it_comes(script: str) -> None:
+    code = f"""
+import _thread
+def wait():
+    time.sleep(0.2)
+    _thread.interrupt_main()
+    time.sleep(0.2)
+def command():
+    {script}
+run_and_leave(command)
+"""
+    assert end(code)[0] == 130
+
+
+def test_output_that_can_not_be_written_is_no_success() -> None:
+    script = """
+sys.stdout = open("/dev/full", "w")
+run_and_leave(lambda: print("lost"))
+"""
+    code, _, told = end(script)
+    assert (code, told) == (1, "/dev/full can't be written: [Errno 28] No space left on device\n")
+
+
+def test_a_process_needs_no_outputs() -> None:
+    assert end("sys.stdout = sys.stderr = None\nrun_and_leave(lambda: None)") == (0, "", "")
+
+
 def test_what_was_begun_is_done_before_the_end() -> None:
     script = """
 def work():

@@ -83,6 +83,8 @@ def _places(before: bytes, after: bytes) -> _Places:
     for name, at in places.items():
         if None in at:
             _log.warning(
-                "metric %s: new values count from this savepoint on in windows that were open", name
+                "metric %s: new values count from this savepoint on in windows that were open;"
+                " a replay of a greater generation makes them whole",
+                name,
             )
     return places

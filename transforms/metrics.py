@@ -403,7 +403,10 @@ class _WholePane(beam.DoFn):
         self, pane: _Pane, window: Any = beam.DoFn.WindowParam, info: Any = beam.DoFn.PaneInfoParam
     ) -> Iterator[Document]:
         key, laid = pane
-        partial = self._document.merge(key, self._document.known(key, laid))
+        known = self._document.known(key, laid)
+        if not known:  # of a metric that the job no longer has
+            return
+        partial = self._document.merge(key, known)
         if partial[0]:
             made = self._document.make(key, partial, _ends(window), info.timing)
             # Which of its events are new only the pane at the end of the session tells: all.
