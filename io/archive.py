@@ -21,6 +21,7 @@ from velocity.io.archive_files import (
     folder_of,
     hour_folder,
 )
+from velocity.io.copies import origin_offsets
 from velocity.io.metrics import counter
 from velocity.io.records import MESSAGE, MESSAGES, TIMESTAMP, main_of, messages_of
 
@@ -32,10 +33,13 @@ BYTES_PER_BUNDLE: Final = 256 * 1024 * 1024
 """What is held back of a bundle, in memory, at most."""
 
 PLACE: Final = pa.schema(
-    [pa.field(f"_{name}", MESSAGES.field(name).type) for name in MESSAGES.names[:4]]
+    [
+        *(pa.field(f"_{name}", MESSAGES.field(name).type) for name in MESSAGES.names[:4]),
+        pa.field("_origin", pa.int64()),
+    ]
 )
 """What stands of a row's message in enriched files: topic, partition, offset and the broker's
-timestamp."""
+timestamp; of what a replay of dead letters sent again the offset of its original, else null."""
 
 PARTITIONS: Final = ("domain", "date", "hour")
 """The columns that folders stand for: no file has them too."""
@@ -92,7 +96,8 @@ def archived(rows: pa.RecordBatch, kind: Kind, event_time: str) -> pa.RecordBatc
         return messages.append_column(pa.field(EVENT_TIME, TIMESTAMP), rows[event_time])
     own = [(c, rows[c.name]) for c in rows.schema if c.name != MESSAGE]
     fields = [*(field for field, _ in own), *PLACE]
-    columns = [*(column for _, column in own), *messages.columns[: len(PLACE)]]
+    place = [*messages.columns[: len(PLACE) - 1], origin_offsets(messages)]
+    columns = [*(column for _, column in own), *place]
     return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
 
 

@@ -115,11 +115,12 @@ def redshift(
 
 
 def _view(schema: pa.Schema, view: str, files: str, *, replace: bool = False) -> str:
-    """Each event once. Of those in two files any: whoever needs the newer compacts first."""
+    """Each event once: its original's row, where a replay of dead letters sent it again. Of those in
+    two files any: whoever needs the newer compacts first."""
     names = ", ".join(f'"{name}"' for name in [*(n for n, _ in columns_of(schema)), "date", "hour"])
     return (
         f"CREATE {'OR REPLACE ' if replace else ''}VIEW {view} AS\nSELECT {names} FROM (\n"
-        '  SELECT *, row_number() OVER (PARTITION BY "_topic", "_partition", "_offset" '
+        '  SELECT *, row_number() OVER (PARTITION BY "_topic", "_partition", coalesce("_origin", "_offset") '
         'ORDER BY "_offset") AS "_copy"\n'
         f'  FROM {files}\n) AS copies\nWHERE "_copy" = 1'
     )

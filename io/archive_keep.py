@@ -9,7 +9,7 @@ from typing import Final
 import pyarrow as pa
 from apache_beam.io.filesystems import FileSystems
 
-from velocity.io.archive import ROWS_PER_FILE, hidden_files, write_file
+from velocity.io.archive import BYTES_PER_FILE, ROWS_PER_FILE, hidden_files, write_file
 from velocity.io.archive_files import (
     EVENT_TIME_KEY,
     ArchiveError,
@@ -85,17 +85,23 @@ def _places(files: Sequence[ArchiveFile]) -> Iterator[list[ArchiveFile]]:
 
 
 def _filled(files: Sequence[ArchiveFile], rows_per_file: int) -> Iterator[list[ArchiveFile]]:
-    """Consecutive files, as many as make one of so many rows; what overlaps stays together."""
+    """Consecutive files, as many as make one of so many rows, and of no more bytes than a writer
+    makes; what overlaps stays together."""
     part: list[ArchiveFile] = []
-    rows, reached = 0, -1
+    rows, bytes_, reached = 0, 0, -1
     for file in files:
         with open_parquet(file.path) as opened:
-            more = opened.metadata.num_rows
-        if part and rows + more > rows_per_file and file.first > reached:
+            of = opened.metadata
+            more, larger = (
+                of.num_rows,
+                sum(of.row_group(n).total_byte_size for n in range(of.num_row_groups)),
+            )
+        full = rows + more > rows_per_file or bytes_ + larger > BYTES_PER_FILE
+        if part and full and file.first > reached:
             yield part
-            part, rows = [], 0
+            part, rows, bytes_ = [], 0, 0
         part.append(file)
-        rows, reached = rows + more, max(reached, file.last)
+        rows, bytes_, reached = rows + more, bytes_ + larger, max(reached, file.last)
     yield part
 
 

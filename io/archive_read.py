@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
+from velocity.io.archive_copies import Copies
 from velocity.io.archive_files import (
     EVENT_TIME,
     EVENT_TIME_KEY,
@@ -27,8 +28,11 @@ from velocity.io.records import MESSAGE, MESSAGES
 
 ROWS_PER_BATCH: Final = 512 * 1024
 """At least, where there are as many: the larger a batch, the fewer partial results there are of it."""
+_BYTES_PER_BATCH: Final = 256 * 1024 * 1024
+"""In memory, at least, where messages are so large that fewer rows make as many."""
 _BYTES_PER_TASK: Final = 16 * 1024 * 1024
 _UNITS_PER_TASK: Final = 500
+_PLACE: Final = ("_offset", "_origin")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -85,6 +89,8 @@ def tasks(units: Iterable[Unit]) -> list[tuple[Unit, ...]]:
 class ReadFromArchive(beam.PTransform):
     """Reads ``units`` of an archive, each event once, those ``between`` two times.
 
+    Once it is too where a replay of dead letters has sent an event's message again.
+
     Of raw files it gives batches of ``MESSAGES``. Of enriched files it gives rows of ``schema``,
     whose last column is ``MESSAGE``: what a message's value was is not known there, only where it
     stands. Only the columns of the schema are read, and only row groups that hold events of the
@@ -123,14 +129,15 @@ class _Read(beam.DoFn):
         self, kind: Kind, event_time: str, between: Between, schema: pa.Schema | None
     ) -> None:
         self._kind, self._event_time, self._between = kind, event_time, between
-        self._schema = schema
+        self._schema, self._copies = schema, Copies(kind)
         self._files, self._rows = counter("archive_files"), counter("archive_rows")
 
     def process(self, task: Sequence[Unit]) -> Iterator[Any]:
         held: list[pa.Table] = []
         for table in self._tables(task):
             held.append(table)
-            if sum(t.num_rows for t in held) >= ROWS_PER_BATCH:
+            rows, bytes_ = sum(t.num_rows for t in held), sum(t.nbytes for t in held)
+            if rows >= ROWS_PER_BATCH or bytes_ >= _BYTES_PER_BATCH:
                 yield from self._put_out(held)
         yield from self._put_out(held)
 
@@ -175,11 +182,12 @@ class _Read(beam.DoFn):
                 names = [*MESSAGES.names, EVENT_TIME]
             else:
                 there = set(opened.schema_arrow.names)
-                names = [*(name for name in self._schema.names if name in there), "_offset"]
+                names = [name for name in (*self._schema.names, *_PLACE) if name in there]
             for group in groups(opened, file.path, self._between):
                 # One thread: each core has a worker of its own.
                 table = opened.read_row_group(group, names, use_threads=False)
                 table = self._between.rows(table, self._event_time)
+                table = self._copies.left_out(table, file)
                 yield table if self._schema is None else rows_of(table, file, self._schema)
 
 

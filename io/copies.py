@@ -1,7 +1,7 @@
 """Copies: messages that a replay sent to their topic again, and what their headers say of it."""
 
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -92,6 +92,29 @@ def of_what_is_read(
         if start <= origin.offset < offset < end:
             found.append(position)
     return found
+
+
+def origin_offsets(messages: Any) -> pa.Array:
+    """Of a batch or table with ``topic``, ``partition`` and ``headers`` of ``MESSAGES`` the offsets of
+    the first originals, int64; null for what is no copy, or is one of another partition's.
+
+    >>> from velocity.io.records import MESSAGES
+    >>> copy = [{"name": "velocity-origin", "value": b"orders/3/17"}]
+    >>> rows = [{"topic": "orders", "partition": n, "headers": copy} for n in (3, 4)]
+    >>> origin_offsets(pa.RecordBatch.from_pylist(rows, MESSAGES)).to_pylist()
+    [17, None]
+    """
+    headers = messages["headers"]
+    if isinstance(headers, pa.ChunkedArray):
+        headers = headers.combine_chunks()
+    if not pc.any(pc.equal(headers.flatten().field("name"), ORIGIN), min_count=0).as_py():
+        return pa.nulls(len(headers), pa.int64())
+    found = (origin_of((h["name"], h["value"]) for h in row or ()) for row in headers.to_pylist())
+    places = zip(messages["topic"].to_pylist(), messages["partition"].to_pylist(), strict=True)
+    return pa.array(
+        [o.offset if o and o[:2] == at else None for o, at in zip(found, places, strict=True)],
+        pa.int64(),
+    )
 
 
 def copy_headers(headers: Headers, origin: Origin, attempt: int) -> list[tuple[str, bytes | None]]:

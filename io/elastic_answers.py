@@ -79,10 +79,13 @@ def judge_request(status: int, body: Any = None) -> Fate:
     """The fate of a request by its status and the answer; status 0: no whole answer came.
 
     A 400 is split like a 413: one document that fails Elasticsearch's validation of the request,
-    by an id of more than 512 bytes for one, has the whole bulk refused.
+    by an id of more than 512 bytes for one, has the whole bulk refused. One that does not say so in
+    Elasticsearch's own words is of what stands between, and no document's fault.
 
     >>> judge_request(200), judge_request(503), judge_request(413), judge_request(401)
     (<Fate.READ: 1>, <Fate.RETRY: 2>, <Fate.SPLIT: 3>, <Fate.FAIL: 4>)
+    >>> judge_request(400, {"error": {"type": "illegal_argument_exception"}}), judge_request(400, "<html>")
+    (<Fate.SPLIT: 3>, <Fate.FAIL: 4>)
     >>> judge_request(403, {"error": {"type": "cluster_block_exception", "reason": "read-only"}})
     <Fate.RETRY: 2>
     """
@@ -94,7 +97,8 @@ def judge_request(status: int, body: Any = None) -> Fate:
         return Fate.RETRY
     if kind == _OTHER_SERVER:
         return Fate.FAIL
-    return Fate.SPLIT if status in (400, 413) else Fate.FAIL
+    split = status == 413 or (status == 400 and kind is not None)
+    return Fate.SPLIT if split else Fate.FAIL
 
 
 def error_in(answer: Any) -> str:

@@ -170,14 +170,14 @@ class Replay:
         """How far around a part it is read at most, for what was cut."""
         return max(_WIDEST, 2 * self.pad if self.stages else timedelta(0))
 
-    def check(self, parts: Sequence[Part]) -> None:
-        """Raises ``ReplayError`` if what the parts read is known to be gone."""
-        if self.source not in (ARCHIVE, RAW) or not parts:
+    def check(self, part: Part) -> None:
+        """Raises ``ReplayError`` if what a part reads is known to be gone from the archive."""
+        if self.source not in (ARCHIVE, RAW):
             return
         path = self.graph.archive_path
         assert path is not None
         gone = expired_before(path, _KINDS[self.source], self.job.job)
-        first = Between(*self._looked_at(parts[0])).first
+        first = Between(*self._looked_at(part)).first
         if gone is not None and first < gone:
             raise ReplayError(
                 f"the archive was expired up to {gone.isoformat()}, and windows from "

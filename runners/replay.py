@@ -15,12 +15,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from velocity.io.archive_count import rows_in
+from velocity.io.kafka_history import HistoryGone, check_history
 from velocity.io.pace import Told, told
 from velocity.io.records import rfc3339
 from velocity.io.replay_state import ReplayState
 from velocity.pipelines.graph import Until
 from velocity.pipelines.job import Job
-from velocity.pipelines.replay import ARCHIVE, RAW, Replay
+from velocity.pipelines.replay import ARCHIVE, KAFKA, RAW, Replay, ReplayError
 from velocity.runners.flink import LOCAL, FlinkOptions
 from velocity.runners.flink_errors import FlinkError, JobFailed
 from velocity.runners.flink_rest import Flink
@@ -126,7 +127,7 @@ def _until_quiet(
 ) -> tuple[Counters, timedelta]:
     """The counters of a part, and how far around it was read in the end."""
     if pad > replay.pad:
-        part = replay.wider(part, pad)
+        part = _wider(replay, part, pad, console) or part
     for _ in range(_TRIES):
         counters = _run(_PartOfReplay(replay, part, outputs), where, name, console)
         if counters.get(_RESTARTS) and pad:
@@ -134,10 +135,34 @@ def _until_quiet(
             continue
         if not counters.get("documents_cut") or pad >= replay.widest:
             return counters, pad
-        pad = min(pad * _WIDER, replay.widest)
-        part = replay.wider(part, pad)
-        console.print(f"{counters['documents_cut']} documents go on outside; reading {pad} around")
+        farther = min(pad * _WIDER, replay.widest)
+        console.print(
+            f"{counters['documents_cut']} documents go on outside; reading {farther} around"
+        )
+        wider = _wider(replay, part, farther, console)
+        if wider is None:
+            return counters, pad
+        part, pad = wider, farther
     raise JobFailed(f"{name} of the replay was restarted by Flink each time: see its log")
+
+
+def _wider(replay: Replay, part: Part, pad: timedelta, console: Console) -> Part | None:
+    """A part that reads so far around it; None where history no longer reaches there, for what is
+    gone would seem to be a session's beginning."""
+    wider = replay.wider(part, pad)
+    try:
+        check(replay, wider)
+    except (ReplayError, HistoryGone) as error:
+        console.print(f"not read so far: {error}", highlight=False, soft_wrap=True)
+        return None
+    return wider
+
+
+def check(replay: Replay, part: Part) -> None:
+    """Raises ``ReplayError`` or ``HistoryGone`` if what the part reads is known to be gone."""
+    replay.check(part)
+    if replay.source == KAFKA:
+        check_history(*replay.kafka_since(part))
 
 
 def _run(part: _PartOfReplay, where: Where, name: str, console: Console) -> Counters:

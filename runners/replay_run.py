@@ -19,16 +19,15 @@ from velocity.io.dead_letters import WriteDeadLettersToParquet
 from velocity.io.elastic_alias import reaching_into, replayed, swap
 from velocity.io.elastic_read import read_by_id
 from velocity.io.elastic_setup import apply
-from velocity.io.kafka_history import check_history
 from velocity.io.records import Document, now
 from velocity.io.replay_state import ReplayState
 from velocity.io.sqlite import WriteToSqlite, read_documents
 from velocity.pipelines.compare import Change, changes
 from velocity.pipelines.graph import Graph
 from velocity.pipelines.job import Sinks, SqliteSink
-from velocity.pipelines.replay import KAFKA, SOURCES, Replay, ReplayError
+from velocity.pipelines.replay import SOURCES, Replay, ReplayError
 from velocity.pipelines.templates import into, setup_of
-from velocity.runners.replay import Counters, Where, replay_parts
+from velocity.runners.replay import Counters, Where, check, replay_parts
 from velocity.runners.run import summary
 from velocity.runners.stack_paths import state_folder
 from velocity.transforms.ranges import Part
@@ -74,8 +73,10 @@ def carry_out(
     console = console or Console(stderr=True)
     FileSystems.set_options(PipelineOptions(list(plan.where.options)))
     replay = plan.replay
-    parts = replay.parts(plan.length, clock() - replay.job.source.disorder)
-    replay.check(parts)
+    until = clock() - replay.job.source.disorder
+    if plan.into:  # what the live job may still correct, it corrects in the old indices
+        until -= max(spec.emit.lateness for spec in replay.windowed.metrics)
+    parts = replay.parts(plan.length, until)
     if replay.left_out:
         names = ", ".join(replay.left_out)
         if plan.into:
@@ -84,8 +85,7 @@ def carry_out(
                 "indices would lack their documents: run the job anew with another generation instead"
             )
         console.print(f"left out, as their windows are global: {names}", highlight=False)
-    if replay.source == KAFKA:
-        check_history(*replay.kafka_since(parts[0]))
+    check(replay, parts[0])
     carried_out = {"dry": _dry, "compare": _compare, "write": _write}[mode]
     counters, report = carried_out(plan, parts, console, (lambda line: None) if as_json else out)
     for line in _left_out(counters):

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from typer.testing import CliRunner
 
 from velocity.io.archive import WriteToArchive, hidden_files
 from velocity.io.archive_ddl import athena, copy_manifest, redshift
-from velocity.io.archive_files import Kind, files_of, folder_of, units
+from velocity.io.archive_files import Kind, files_of, folder_of, open_parquet, units
 from velocity.io.archive_keep import compact, expire, expired_before
 from velocity.io.archive_read import Between, ReadFromArchive
-from velocity.io.records import MESSAGE, MESSAGES, TIMESTAMP
+from velocity.io.copies import Origin, copy_headers
+from velocity.io.records import MESSAGE, MESSAGES, TIMESTAMP, messages_of
 from velocity.pipelines.reference import EXAMPLE
 from velocity.runners.cli import app
 
@@ -180,7 +182,7 @@ def test_athena_reads_the_archive_by_sql_that_parses(tmp_path: Path) -> None:
     columns = [
         column.name for column in table.this.expressions if isinstance(column, exp.ColumnDef)
     ]
-    written = ["amount", "at", "_topic", "_partition", "_offset", "_timestamp"]
+    written = ["amount", "at", "_topic", "_partition", "_offset", "_timestamp", "_origin"]
     assert columns[: len(written)] == written
     location = table.find(exp.LocationProperty)
     assert location is not None
@@ -221,8 +223,93 @@ def test_the_view_gives_each_event_once_and_its_columns_are_those_of_the_files(
     columns = [column[0] for column in found.description or ()]
     offset = columns.index("_offset")
     assert sorted(row[offset] for row in found.fetchall()) == list(range(30))
-    named = [*SCHEMA.names[:-1], "_topic", "_partition", "_offset", "_timestamp", "date", "hour"]
-    assert columns == named
+    place = ["_topic", "_partition", "_offset", "_timestamp", "_origin"]
+    assert columns == [*SCHEMA.names[:-1], *place, "date", "hour"]
+
+
+# -- copies ---------------------------------------------------------------------------------------
+
+
+def sent(*messages: tuple[int, int | None]) -> pa.RecordBatch:
+    """Rows of messages by their offset and that of their original: a copy has its time and value."""
+    rows = []
+    for offset, origin in messages:
+        of = offset if origin is None else origin
+        headers = [] if origin is None else copy_headers([], Origin("orders", 0, origin), 2)
+        message = {"topic": "orders", "partition": 0, "offset": offset} | {
+            "headers": [{"name": name, "value": value} for name, value in headers]
+        }
+        rows.append({"amount": of, "at": MS + of % 3 * HOUR + of, MESSAGE: message})
+    return pa.RecordBatch.from_pylist(rows, SCHEMA)
+
+
+def offsets(path: Path, kind: Kind) -> list[int]:
+    """Of all that a reader finds."""
+    reader: Any = ReadFromArchive(
+        list(units(files(path, kind))),
+        kind=kind,
+        event_time="at",
+        between=Between(MS, MS + 24 * HOUR),
+        schema=SCHEMA if kind is Kind.ENRICHED else None,
+    )
+    batches = [v.value for unit in reader._units for v in reader._read.process((unit,))]
+    messages = [b if kind is Kind.RAW else messages_of(b) for b in batches]
+    return sorted(offset for batch in messages for offset in batch["offset"].to_pylist())
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(0, 3)), max_size=12),
+    st.lists(st.integers(0, 40), max_size=4),
+    st.booleans(),
+)
+@settings(max_examples=25)
+def test_an_event_whose_dead_letter_was_replayed_is_read_once(
+    tmp_path_factory: pytest.TempPathFactory,
+    history: list[tuple[bool, int]],
+    cuts: list[int],
+    compacted: bool,
+) -> None:
+    """Of each event the original is in the archive or not, and so many copies are, which came later."""
+    path = tmp_path_factory.mktemp("archive")
+    messages: list[tuple[int, int | None]] = [
+        (at, None) for at, (there, _) in enumerate(history) if there
+    ]
+    copies = [at for n in range(3) for at, (_, many) in enumerate(history) if many > n]
+    messages += [(len(history) + n, origin) for n, origin in enumerate(copies)]
+    bounds = sorted({0, *(cut % (len(messages) + 1) for cut in cuts), len(messages)})
+    for start, stop in pairwise(bounds):
+        write(path, sent(*messages[start:stop]))
+    first: dict[int, int] = {}
+    for offset, origin in messages:
+        first.setdefault(offset if origin is None else origin, offset)
+    for kind in Kind:
+        if compacted:
+            compact(str(path), kind, "deliveries")
+        assert offsets(path, kind) == sorted(first.values())
+
+
+def test_files_that_have_no_column_of_origins_are_read_as_they_were(tmp_path: Path) -> None:
+    write(tmp_path, sent((0, None), (3, None)))
+    [old] = files(tmp_path)
+    table = pq.read_table(old.path, partitioning=None)
+    pq.write_table(table.drop_columns(["_origin"]), old.path)
+    write(tmp_path, sent((6, 3), (9, 0)))
+    assert offsets(tmp_path, Kind.ENRICHED) == [0, 3]
+    compact(str(tmp_path), Kind.ENRICHED, "deliveries")
+    assert offsets(tmp_path, Kind.ENRICHED) == [0, 3]
+
+
+def test_a_compaction_makes_no_file_of_more_bytes_than_a_writer_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for first in range(0, 12, 3):
+        write(tmp_path, rows(first, first + 3))
+    [one, *_] = files(tmp_path)
+    with open_parquet(one.path) as opened:
+        size = opened.metadata.row_group(0).total_byte_size
+    monkeypatch.setattr("velocity.io.archive_keep.BYTES_PER_FILE", 2 * size)
+    compact(str(tmp_path), Kind.ENRICHED, "deliveries")
+    assert len(files(tmp_path)) == 6  # of each hour's four two
 
 
 # -- the command ----------------------------------------------------------------------------------

@@ -207,6 +207,21 @@ def test_of_a_bundle_that_is_too_much_what_is_gathered_is_put_out_before_its_end
     assert events == [_GATHER_ROWS, _GATHER_ROWS // 4]
 
 
+def test_how_much_is_gathered_goes_by_how_many_partial_results_a_row_has_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("velocity.transforms.metrics._GATHER_ROWS", 1_000)
+    monkeypatch.setattr("velocity.transforms.metrics._GATHER_PARTIALS", 100)
+    counted = Metric("m", {"n": "count()"}, Fixed(MINUTE), by=("city",))
+    few = [batch(*[("a", 1, 1)] * 50)] * 42
+    many = [batch(*((f"t{n}", 1, 1) for n in range(at, at + 50))) for at in range(0, 300, 50)]
+    packs = [pack for _, (_, pack), _ in of_one_bundle(*few, wanted=counted)]
+    gathered = [partial[0] for pack in packs for _, _, partial in unpacked(pack)[1]]
+    assert gathered == [100, 1_000, 1_000]
+    found = of_one_bundle(*few[:2], *many, wanted=counted)
+    assert sum(len(unpacked(pack)[1]) for _, (_, pack), _ in found) == 301
+
+
 def test_a_dead_letter_of_a_bundle_has_the_message_of_its_own_row() -> None:
     strict = Metric("m", {"n": "sum(CAST(city AS BIGINT))"}, Fixed(MINUTE))
     bundle = [batch(("1", 1, 5), ("2", 2, 2)), batch(("x", 3, 3)), batch(("3", 4, 61))]

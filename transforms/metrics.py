@@ -137,8 +137,9 @@ class _PreAggregate(beam.DoFn):
     """Rows to partial results, one for each key and stretch of time of a bundle.
 
     What a runner groups costs it many times what a row costs here. So batches are gathered until
-    the bundle ends, or they are ``_GATHER_ROWS`` or ``_GATHER_BYTES``, or may give ``_GATHER_PARTIALS``, where
-    each row has a key of its own in each metric: portable runners hold the watermark back for that long.
+    the bundle ends, or they are ``_GATHER_ROWS`` or ``_GATHER_BYTES``, or may give ``_GATHER_PARTIALS``:
+    portable runners hold the watermark back for that long. The first rows may each have a key of its own in
+    each metric; those after them may give twice as many partial results a row as the ones before.
     """
 
     def __init__(
@@ -155,6 +156,7 @@ class _PreAggregate(beam.DoFn):
         self._clock = clock
         self._bounded = bounded
         self._partials = counter("partials")
+        self._a_row: float = len(tag_of)
 
     def start_bundle(self) -> None:
         self._gathered: list[pa.RecordBatch] = []
@@ -168,7 +170,7 @@ class _PreAggregate(beam.DoFn):
         self._rows += rows.num_rows
         self._bytes += rows.nbytes
         self._at = min(self._at, timestamp)
-        most = min(_GATHER_ROWS, _GATHER_PARTIALS // len(self._tag_of))
+        most = min(_GATHER_ROWS, _GATHER_PARTIALS / self._a_row)
         if self._rows >= most or self._bytes >= _GATHER_BYTES:
             yield from self.finish_bundle()
 
@@ -179,6 +181,7 @@ class _PreAggregate(beam.DoFn):
         self.start_bundle()
         reduced, failures, late = self._reduction.reduce(rows, spanning=not self._bounded)
         self._partials.inc(len(reduced))
+        self._a_row = min(max(2 * len(reduced), 1) / max(rows.num_rows, 1), len(self._tag_of))
         yield from self._by_key(one for one in reduced if _is_session(one))
         yield from self._by_shard(one for one in reduced if not _is_session(one))
         for cause, some in ((Cause.EXPRESSION_FAILED, failures), (Cause.LATE, late)):
