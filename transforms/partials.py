@@ -1,7 +1,8 @@
 """Pre-aggregation: a batch reduced to one partial result for each metric, key and slice of time."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from velocity.transforms.expressions import ExpressionError, Expressions
 from velocity.transforms.lateness import Lateness
 from velocity.transforms.metric import Metric
 from velocity.transforms.reduction import Aggregate
-from velocity.transforms.windows import Days, Session, Window
+from velocity.transforms.windows import Days, Fixed, Global, Session, Sliding
 
 Partial = tuple[Any, ...]
 """The number of events, then the state of each call of the metric's values."""
@@ -168,9 +169,17 @@ class PreAggregation:
             column: _encoded(arrays[column])
             for column in dict.fromkeys(c for metric in self.metrics for c in metric.by)
         }
+        instants = times.to_numpy()
+
+        @cache
+        def slices(window: Fixed | Days | Sliding | Global) -> pa.Array:
+            return pa.array(window.slices(instants))
+
         partials: list[Reduced] = []
         for metric in self.metrics:
-            partials += self._reduce(metric, arrays, keys, times, lateness, spanning=spanning)
+            partials += self._reduce(
+                metric, arrays, keys, times, slices, lateness, spanning=spanning
+            )
         late = [(int(positions[row]), error) for row, error in lateness.errors()]
         return Reduction(partials, failures, late)
 
@@ -180,6 +189,7 @@ class PreAggregation:
         arrays: Mapping[str, pa.Array],
         encoded: Mapping[str, pa.DictionaryArray],
         times: pa.Array,
+        slices: Callable[[Fixed | Days | Sliding | Global], pa.Array],
         lateness: Lateness,
         *,
         spanning: bool,
@@ -193,14 +203,17 @@ class PreAggregation:
             [*(key.indices for key in keys), *values, times],
             [*names, *(f"v{i}" for i in range(len(values))), "t"],
         )
+        if not isinstance(metric.window, Session):
+            table = table.append_column("slice", slices(metric.window))
         wanted = lateness.admitted(metric, arrays[metric.where] if metric.where else None)
         if wanted is not None:
             table = table.filter(wanted)
         if not table.num_rows:
             return
         table = table.combine_chunks()
-        sizes = [len(key.dictionary) for key in keys]
-        table = table.append_column("slice", _slices(metric.window, table, names, sizes))
+        if isinstance(metric.window, Session):
+            sizes = [len(key.dictionary) for key in keys]
+            table = table.append_column("slice", _runs(metric.window, table, names, sizes))
         instants = table["t"].combine_chunks()
         reductions = [
             aggregate.reduce(table[f"v{i}"].combine_chunks(), instants)
@@ -297,13 +310,9 @@ def _json_values(column: pa.Array) -> list[Any]:
     return values
 
 
-def _slices(
-    window: Window, table: pa.Table, names: Sequence[str], sizes: Sequence[int]
-) -> pa.Array:
+def _runs(window: Session, table: pa.Table, names: Sequence[str], sizes: Sequence[int]) -> pa.Array:
     """``names`` are of the keys' columns, whose numbers are below ``sizes``."""
     times = table["t"].combine_chunks().to_numpy()
-    if not isinstance(window, Session):
-        return pa.array(window.slices(times))
     keys, most = np.zeros(len(times), np.int64), 1
     for name, size in zip(names, sizes, strict=True):
         if most * size >= 1 << 62:
