@@ -108,8 +108,8 @@ def test_each_document_is_judged_by_its_own_answer(item: str, verdict: Verdict, 
     [
         ([200], Fate.READ),
         ([0, 408, 429, 500, 502, 503, 504], Fate.RETRY),
-        ([400, 413], Fate.SPLIT),
-        ([301, 401, 403, 404, 405], Fate.FAIL),
+        ([413], Fate.SPLIT),
+        ([301, 400, 401, 403, 404, 405], Fate.FAIL),  # in no words of Elasticsearch
     ],
 )
 def test_a_request_fares_by_its_status(statuses: list[int], fate: Fate) -> None:
