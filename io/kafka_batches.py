@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import confluent_kafka.cimpl
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from confluent_kafka import (
     TIMESTAMP_NOT_AVAILABLE,
     Consumer,
@@ -23,7 +24,7 @@ from confluent_kafka import (
 
 from velocity.io.kafka_config import KafkaConfig
 from velocity.io.kafka_consumer import open_consumer
-from velocity.io.records import MESSAGES, TIMESTAMP
+from velocity.io.records import FIRST_MILLI, LAST_MILLI, MESSAGES, TIMESTAMP
 
 try:
     from velocity.io import kafka_native
@@ -171,6 +172,10 @@ class ByColumns:
         events, count, position, columns, failed = self._queue.poll(most, round(_WAIT * 1000))
         failure = KafkaError(*failed) if failed else None
         for event in self._consumer.consume(_EVENTS, timeout=0):
+            if event.error() is None:  # no version of librdkafka does that; it would be lost
+                raise KafkaException(
+                    KafkaError(KafkaError._FAIL, "a message came by the consumer's own queue")
+                )
             failure = failure or event.error()
             events += 1
         batch = _batch(self._topic, self._partition, count, columns)
@@ -197,11 +202,30 @@ def _batch(topic: str, partition: int, count: int, columns: Any) -> pa.RecordBat
     )
 
 
-def _of(topic: str, partition: int, *columns: pa.Array) -> pa.RecordBatch:
-    count = len(columns[0])
+def _of(
+    topic: str, partition: int, offsets: pa.Array, times: pa.Array, *columns: pa.Array
+) -> pa.RecordBatch:
+    count = len(offsets)
     names = pa.repeat(pa.scalar(topic), count)
     numbers = pa.repeat(pa.scalar(partition, pa.int32()), count)
-    return pa.RecordBatch.from_arrays([names, numbers, *columns], schema=MESSAGES)
+    arrays = [names, numbers, offsets, _of_calendars(times), *columns]
+    return pa.RecordBatch.from_arrays(arrays, schema=MESSAGES)
+
+
+def _of_calendars(times: pa.Array) -> pa.Array:
+    """Null where no calendar has them: a producer may send microseconds, which nothing later could tell.
+
+    >>> _of_calendars(pa.array([0, 1_767_225_600_000_000], TIMESTAMP)).is_null().to_pylist()
+    [False, True]
+    """
+    millis = times.view(pa.int64())
+    ends = pc.min_max(millis)
+    if not len(times) or not ends["min"].is_valid:
+        return times
+    if ends["min"].as_py() >= FIRST_MILLI and ends["max"].as_py() <= LAST_MILLI:
+        return times
+    within = pc.and_(pc.greater_equal(millis, FIRST_MILLI), pc.less_equal(millis, LAST_MILLI))
+    return pc.if_else(within, times, None)
 
 
 def _buffer(given: bytes | None) -> pa.Buffer | None:

@@ -20,6 +20,10 @@ from velocity.io.copies import attempts
 from velocity.io.metrics import counter
 
 TIMESTAMP: Final = pa.timestamp("ms", tz="UTC")
+FIRST_MILLI: Final = -62_135_596_800_000
+"""The first millisecond of the year 1: earlier ones have no RFC 3339 text."""
+LAST_MILLI: Final = 253_402_300_799_999
+"""The last millisecond of the year 9999."""
 """Every time in Velocity: milliseconds, the finest that all runners keep."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)

@@ -110,6 +110,15 @@ def test_arrow_holds_all_that_a_message_has(kafka: EmbeddedKafka, topic: str, wa
     ]
 
 
+def test_a_time_that_no_calendar_has_is_none(kafka: EmbeddedKafka, topic: str, way: str) -> None:
+    """Else the dead letter of such a message, whose time is written out, would fail for ever."""
+    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
+    for time in (1_767_225_600_000, 1_767_225_600_000_000, 1_767_225_600_000_000_000):
+        producer.produce(topic, b"v", partition=0, timestamp=time)
+    assert producer.flush(30) == 0
+    assert [row["timestamp"] is None for row in rows(read(kafka, topic, 3))] == [False, True, True]
+
+
 BYTES = st.none() | st.binary(max_size=6) | st.integers(0, 3000).map(bytes)
 SENT = st.lists(
     st.fixed_dictionaries(

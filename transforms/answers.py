@@ -13,8 +13,9 @@ import jmespath
 import pyarrow as pa
 from jmespath.exceptions import JMESPathError
 
+from velocity.io.records import FIRST_MILLI, LAST_MILLI
 from velocity.transforms.decimals import decimal_type, parsed
-from velocity.transforms.fields import FIRST_MILLI, LAST_MILLI, TYPES, arrow_type
+from velocity.transforms.fields import TYPES, arrow_type
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _RFC3339: Final = re.compile(

@@ -14,6 +14,8 @@ from apache_beam.pvalue import TaggedOutput
 
 from velocity.io.metrics import counter
 from velocity.io.records import (
+    FIRST_MILLI,
+    LAST_MILLI,
     MESSAGE,
     ORIGIN,
     TIMESTAMP,
@@ -30,7 +32,7 @@ from velocity.io.records import (
     now,
     origins,
 )
-from velocity.transforms.fields import FIRST_MILLI, LAST_MILLI, Field
+from velocity.transforms.fields import Field
 from velocity.transforms.json_diagnosis import MISSING
 from velocity.transforms.json_reader import JsonReader
 

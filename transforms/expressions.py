@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from velocity.io.records import (
+    FIRST_MILLI,
+    LAST_MILLI,
     MESSAGE,
     TIMESTAMP,
     Cause,
@@ -22,7 +24,6 @@ from velocity.io.records import (
     dead_letters,
     messages_of,
 )
-from velocity.transforms.fields import FIRST_MILLI, LAST_MILLI
 
 _local: Final = threading.local()
 _DECIMALS: Final = ("DECIMAL", "NUMERIC", "DEC")

@@ -21,11 +21,6 @@ TYPES: Final[Mapping[str, pa.DataType]] = {
 finer than a millisecond is cut off), a ``timestamp_ms`` a whole number of epoch milliseconds. Besides
 these there is ``decimal(PRECISION, SCALE)``."""
 
-FIRST_MILLI: Final = -62_135_596_800_000
-"""The first millisecond of the year 1: earlier ones have no RFC 3339 text."""
-LAST_MILLI: Final = 253_402_300_799_999
-"""The last millisecond of the year 9999."""
-
 
 def arrow_type(name: str) -> pa.DataType:
     """The column type of a name. Raises ``ValueError``.

@@ -265,7 +265,7 @@ class _Windowed(beam.PTransform):
                 self._window.window_fn(),
                 trigger=trigger,
                 accumulation_mode=mode,
-                allowed_lateness=Duration(self._lateness.total_seconds()),
+                allowed_lateness=Duration(micros=millis(self._lateness) * 1000),
             )
             | "Group" >> beam.GroupByKey()
         )

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from apache_beam.transforms import window as beam_window
 from apache_beam.utils.timestamp import Duration, Timestamp
 
+from velocity.io.records import LAST_MILLI
 from velocity.transforms.days import begin_of, days_of, zone_named
-from velocity.transforms.fields import LAST_MILLI
 
 Millis = npt.NDArray[np.int64]
 _MILLISECOND: Final = timedelta(milliseconds=1)
