@@ -98,7 +98,8 @@ class Pace:
         self._released.set()
 
     def end(self) -> None:
-        self._ended = True
+        """What was released sends the rest all the same: it may still be about to wake up."""
+        self._ended = not self._released.is_set()
         self._released.set()
 
 
