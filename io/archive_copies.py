@@ -1,12 +1,12 @@
 """Copies in an archive: rows of messages that a replay of dead letters has sent again."""
 
-from collections import OrderedDict
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from apache_beam.io.filesystems import FileSystems
+from cachetools import LRUCache
 
 from velocity.io.archive_files import ArchiveFile, Kind, open_parquet
 from velocity.io.copies import origin_offsets
@@ -31,7 +31,7 @@ class Copies:
 
     def __init__(self, kind: Kind) -> None:
         self._kind = kind
-        self._held: OrderedDict[tuple[str, str, int], _First] = OrderedDict()
+        self._held: LRUCache[tuple[str, str, int], _First] = LRUCache(_PLACES)
 
     def _origins(self, table: pa.Table) -> Any:
         """Of rows the offsets of their originals, null for what is no copy."""
@@ -60,8 +60,6 @@ class Copies:
     def _of_place(self, file: ArchiveFile) -> _First:
         place = file.folder, file.topic, file.partition
         if place not in self._held:
-            while len(self._held) >= _PLACES:
-                self._held.popitem(last=False)
             self._held[place] = self._look(file)
         return self._held[place]
 

@@ -92,10 +92,8 @@ def _filled(files: Sequence[ArchiveFile], rows_per_file: int) -> Iterator[list[A
     for file in files:
         with open_parquet(file.path) as opened:
             of = opened.metadata
-            more, larger = (
-                of.num_rows,
-                sum(of.row_group(n).total_byte_size for n in range(of.num_row_groups)),
-            )
+            more = of.num_rows
+            larger = sum(of.row_group(n).total_byte_size for n in range(of.num_row_groups))
         full = rows + more > rows_per_file or bytes_ + larger > BYTES_PER_FILE
         if part and full and file.first > reached:
             yield part

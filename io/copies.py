@@ -71,27 +71,22 @@ def attempts(headers: pa.Array) -> pa.Array:
     )
 
 
-def of_what_is_read(
-    messages: pa.RecordBatch, topic: str, partition: int, start: int, end: int
-) -> list[int]:
+def of_what_is_read(messages: pa.RecordBatch, start: int, end: int) -> list[int]:
     """Positions of copies (in ``MESSAGES`` of a partition) that say again what a read reads anyway.
 
     The read begins at ``start``, and when it began the partition ended at ``end``. A copy before
     that end was sent for what another run had set aside: this read meets the original itself, if
     that is not before its start. A copy that came later may be of what this run has set aside.
     """
-    names = messages["headers"].flatten().field("name")
-    if not pc.any(pc.equal(names, ORIGIN), min_count=0).as_py():
+    origins = origin_offsets(messages)
+    if origins.null_count == len(origins):
         return []
-    found = []
-    rows = zip(messages["offset"].to_pylist(), messages["headers"].to_pylist(), strict=True)
-    for position, (offset, headers) in enumerate(rows):
-        origin = origin_of((h["name"], h["value"]) for h in headers or ())
-        if origin is None or origin[:2] != (topic, partition):
-            continue
-        if start <= origin.offset < offset < end:
-            found.append(position)
-    return found
+    rows = zip(messages["offset"].to_pylist(), origins.to_pylist(), strict=True)
+    return [
+        position
+        for position, (offset, origin) in enumerate(rows)
+        if origin is not None and start <= origin < offset < end
+    ]
 
 
 def origin_offsets(messages: Any) -> pa.Array:

@@ -191,8 +191,8 @@ class Read(beam.DoFn):
                 metrics.seen(newest, now)
 
     def _without_copies(self, element: Partition, batch: pa.RecordBatch) -> pa.RecordBatch:
-        topic, partition, start, _, end, _ = element
-        copies = of_what_is_read(batch, topic, partition, start, end)
+        _, _, start, _, end, _ = element
+        copies = of_what_is_read(batch, start, end)
         if not copies:
             return batch
         self._copies.inc(len(copies))

@@ -282,6 +282,16 @@ def test_a_checkpoint_in_the_job_manager_s_memory_has_no_path(
     assert flink.checkpoints(JOB).last_path is None
 
 
+def ended(answers: Answers, state: str, *, enabled: bool = True, deleted: bool = False) -> None:
+    """A job with a checkpoint, and what is to become of that when it ends."""
+    policy = {"externalization": {"enabled": enabled, "delete_on_cancellation": deleted}}
+    answers.set(f"GET /jobs/{JOB}/checkpoints/config", policy)
+    answers.set(f"GET /jobs/{JOB}", {"state": state})
+    latest = {"completed": COMPLETED, "restored": None}
+    answers.set(f"GET /jobs/{JOB}/checkpoints", {"counts": COUNTS, "latest": latest})
+    answers.set("GET /config", {"refresh-interval": 3000})
+
+
 @pytest.mark.parametrize(
     ("state", "enabled", "deleted", "kept"),
     [
@@ -297,12 +307,7 @@ def test_a_checkpoint_in_the_job_manager_s_memory_has_no_path(
 def test_the_checkpoint_of_a_job_that_ended_is_told_where_flink_keeps_it(
     flink: Flink, answers: Answers, state: str, enabled: bool, deleted: bool, kept: bool
 ) -> None:
-    policy = {"externalization": {"enabled": enabled, "delete_on_cancellation": deleted}}
-    answers.set(f"GET /jobs/{JOB}/checkpoints/config", policy)
-    answers.set(f"GET /jobs/{JOB}", {"state": state})
-    latest = {"completed": COMPLETED, "restored": None}
-    answers.set(f"GET /jobs/{JOB}/checkpoints", {"counts": COUNTS, "latest": latest})
-    answers.set("GET /config", {"refresh-interval": 3000})
+    ended(answers, state, enabled=enabled, deleted=deleted)
     slept: list[float] = []
     found = flink.kept_checkpoint(JOB, sleep=slept.append)
     assert found == (COMPLETED["external_path"] if kept else None)
@@ -312,14 +317,11 @@ def test_the_checkpoint_of_a_job_that_ended_is_told_where_flink_keeps_it(
 def test_of_a_job_that_made_no_checkpoint_it_is_told_what_it_came_from(
     flink: Flink, answers: Answers
 ) -> None:
-    policy = {"externalization": {"enabled": True, "delete_on_cancellation": False}}
-    answers.set(f"GET /jobs/{JOB}/checkpoints/config", policy)
-    answers.set(f"GET /jobs/{JOB}", {"state": "FAILED"})
-    answers.set("GET /config", {"refresh-interval": 0})
+    ended(answers, "FAILED")
     latest = {"completed": None, "restored": {"external_path": "file:/s"}}
     none = {"counts": COUNTS | {"completed": 0}, "latest": latest}
     answers.set(f"GET /jobs/{JOB}/checkpoints", none)
-    assert flink.kept_checkpoint(JOB) == "file:/s"
+    assert flink.kept_checkpoint(JOB, sleep=lambda _: None) == "file:/s"
 
 
 def test_a_batch_has_no_checkpoint(flink: Flink, answers: Answers) -> None:
@@ -331,12 +333,7 @@ def test_a_batch_has_no_checkpoint(flink: Flink, answers: Answers) -> None:
 def test_a_checkpoint_is_told_when_no_other_can_follow_or_not_at_all(
     flink: Flink, answers: Answers
 ) -> None:
-    policy = {"externalization": {"enabled": True, "delete_on_cancellation": False}}
-    answers.set(f"GET /jobs/{JOB}/checkpoints/config", policy)
-    answers.set(f"GET /jobs/{JOB}", {"state": "CANCELLING"})
-    latest = {"completed": COMPLETED, "restored": None}
-    answers.set(f"GET /jobs/{JOB}/checkpoints", {"counts": COUNTS, "latest": latest})
-    answers.set("GET /config", {"refresh-interval": 3000})
+    ended(answers, "CANCELLING")
     with pytest.raises(FlinkRefused, match=f"is to end, and has not after 60 s.*stop {JOB}"):
         flink.kept_checkpoint(JOB, clock=iter(range(100)).__next__, sleep=lambda _: None)
 
