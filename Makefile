@@ -41,7 +41,7 @@ clean: ## Remove the environment and what the demo wrote.
 	rm -rf .venv demo build *.egg-info
 
 # constraints.txt pins every package: the same environment today and next year.
-.venv/installed: pyproject.toml setup.py constraints.txt io/kafka_native.c
+.venv/installed: pyproject.toml setup.py constraints.txt io/kafka_native.c transforms/json_native.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python 3.11 or later is needed; name one with PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv

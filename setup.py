@@ -15,7 +15,13 @@ setup(
             ["io/kafka_native.c"],
             py_limited_api=True,
             optional=True,  # without a C compiler Kafka is read in Python alone
-        )
+        ),
+        Extension(
+            "velocity.transforms.json_native",
+            ["transforms/json_native.c"],
+            py_limited_api=True,
+            optional=True,  # and JSON by Arrow alone
+        ),
     ],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

@@ -1,7 +1,7 @@
 """The Flink job server: built once from published jars with our own fix, or one that is given.
 
 Beam's own ready job-server jar, where the user has one, is taken as it is. Ours is Beam 2.70's
-with two classes replaced; ``java/job-server`` says why, and from which version on it may go.
+with three classes replaced; ``java/job-server`` says why, and from which version on it may go.
 """
 
 import os

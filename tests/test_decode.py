@@ -118,7 +118,7 @@ BAD: dict[str, tuple[bytes | None, str]] = {
     "a bomb of objects": (b'{"at":1,"s":%s}' % OBJECT_BOMB, "invalid_json"),
     "a bomb after the document": (b'{"at":1}' + BOMB, "invalid_json"),
     "too large": (b'{"at":1,"s":"%s"}' % (b"x" * (4 * 2**20)), "too_large"),
-    "another's row number": (b'{"at":1,"%s":0}' % ROW, "invalid_json"),
+    "another's row number, where Arrow reads": (b' {"at":1,"%s":0}' % ROW, "invalid_json"),
     "a document with the next row's number": (
         b'{"at":1}\n{"%s":1,"at":2}' % ROW,
         "several_documents",

@@ -1,4 +1,7 @@
-"""Objects of JSON read by Arrow, a batch at a time: columns, and each text that is not one object."""
+"""Objects of JSON, a batch at a time: columns, and each text that is not one object.
+
+What is written plainly ``json_plain`` reads; the rest is read by Arrow, and diagnosed where it can't be.
+"""
 
 import functools
 import re
@@ -17,6 +20,7 @@ from velocity.io.records import Cause, Failure
 from velocity.transforms.decimals import MOST
 from velocity.transforms.fields import Field
 from velocity.transforms.json_diagnosis import diagnose, diagnose_decimals, diagnose_fields
+from velocity.transforms.json_plain import PlainReader
 
 _ROW: Final = f"_row_{secrets.token_hex(4)}"
 """Numbers the documents of a batch, to find each again after parsing. Random, so that no message
@@ -62,6 +66,24 @@ class JsonReader:
 
     def read(self, texts: pa.Array) -> Read:
         """``texts`` are binary; white space and byte order marks around them don't matter."""
+        plain = self._plain.read(texts)
+        if plain is None or len(plain.left) == len(texts):
+            return self.read_any(texts)
+        if not len(plain.left):
+            return Read(plain.columns, np.arange(len(texts)), [])
+        left = plain.left
+        others = self.read_any(texts.take(pa.array(left)))
+        kept = np.concatenate([np.delete(np.arange(len(texts)), left), left[others.kept]])
+        order = np.argsort(kept)
+        columns = [
+            pa.concat_arrays(parts).take(pa.array(order))
+            for parts in zip(plain.columns, others.columns, strict=True)
+        ]
+        failures = [f._replace(position=int(left[f.position])) for f in others.failures]
+        return Read(columns, kept[order], failures)
+
+    def read_any(self, texts: pa.Array) -> Read:
+        """As ``read``, by Arrow alone."""
         values = _trimmed(texts)
         failures = list(self._unreadable(values))
         readable = np.setdiff1d(np.arange(len(values)), [f.position for f in failures])
@@ -167,6 +189,10 @@ class JsonReader:
         except pa.ArrowInvalid:  # more digits than the type has
             return None, None
         return table, None
+
+    @functools.cached_property
+    def _plain(self) -> PlainReader:
+        return PlainReader(self.fields, self.max_bytes)
 
     @functools.cached_property
     def _decimals(self) -> list[str]:
