@@ -69,7 +69,7 @@ times = st.datetimes().map(lambda t: t.isoformat()) | st.from_regex(
     alphabet="0123456789-:.TZ+ ",
 )
 escapes = st.sampled_from([r"\n", r"\u0041", r"\u00e9", r"\u4e2d", r"\u0000", r"\ud83d\ude00",
-                           r"\ud800", r"\/", r"\x", r"\u12", "\\", "\x01", "\n", "\x7f", "é", "😀"])  # fmt: skip
+                           r"\ud800", r"\ude00", r"\/", r"\x", r"\u12", "\\", "\x01", "\n", "\x7f", "é", "😀"])  # fmt: skip
 strings = st.lists(escapes | st.text('ab"{},:', max_size=3), max_size=6).map(
     lambda parts: '"' + "".join(parts) + '"'
 )
@@ -140,6 +140,7 @@ def test_what_is_written_plainly_is_not_left_to_arrow() -> None:
         b'{"s":"Solo","n":-12,"d":1.5e3,"b":true,"at":1767225600000}',
         b'{ "s" : null , "other" : [1, {"s": 2}, "\\u00e9", -0.1, true, null, {}, []] }\r\n',
         '{"s":"Kraków","ü":1,"long_name":"a\\"b\\n\\u00e9"}'.encode(),
+        b'{"s":"\\ud83d\\ude00"}',
         b'{"t":"2026-01-31T08:30:00"}',
         b'{"t":"2026-01-31T08:30:00.123456+07:00"}',
         b'{"money":12,"rate":0.5}',
@@ -153,7 +154,7 @@ def test_what_is_written_plainly_is_not_left_to_arrow() -> None:
     [
         None, b"", b"{}", b"null", b'[{"n":1}]', b' {"n":1}', b'{"n":1}{"n":2}', b'{"n":1,}', b'{"n":1',
         b'{"n":1}\0', b'{"n":1,"n":2}', b'{"n":null,"n":2}', b'{"\\u006e":1}', b'{"n":1.0}', b'{"n":1e2}',
-        b'{"n":-0}', b'{"n":01}', b'{"n":1234567890123456789}', b'{"n":"1"}', b'{"s":1}', b'{"s":"\\ud800"}',
+        b'{"n":-0}', b'{"n":01}', b'{"n":1234567890123456789}', b'{"n":"1"}', b'{"s":1}', b'{"s":"\\ud800"}', b'{"s":"\\ude00\\ud83d"}', b'{"s":"\\ud83d\\u0041"}', b'{"s":"\\ud83dxxxxxx"}',
         b'{"s":"\xe9"}', b'{"s":"\xed\xa0\x80"}', b'{"s":"\xc0\x80"}', b'{"s":"\xf4\x90\x80\x80"}', b'{"s":"\n"}',
         b'{"x":"\xe9"}', b'{"x":tru}', b'{"x":[1,]}', b'{"x":{"a"}}', b'{"x":0E400}',
         b'{"x":' + b"9" * 65 + b"}", b'{"d":1e999}', b'{"d":NaN}', b'{"b":1}',
@@ -195,11 +196,17 @@ def test_buffers_that_are_none_of_an_array_are_refused() -> None:
         (b"", struct.pack("3i", 0, 9, 2), b"x" * 9, 0, 2),  # backwards
         (b"", struct.pack("3i", -1, 2, 9), b"x" * 9, 0, 2),
         (b"", ends, b"x" * 9, 2**62, 2**62),
+        (b"", ends, b"x" * 9, 0, 2**63 - 1),
+        (b"\xff", struct.pack("11i", *range(11)), b"x" * 10, 0, 10),  # fewer bits than texts
     ):
         with pytest.raises(ValueError, match="not those of an array"):
             json_native.read((), *bad, 100)
     with pytest.raises(ValueError, match="no such type: float"):
         json_native.read(((b"f", "float", 0, 0),), b"", ends, b"x" * 9, 0, 2, 100)
+
+
+def test_texts_of_another_type_are_left_to_arrow() -> None:
+    assert PLAIN.read(pa.array([b'{"n":1}'], pa.large_binary())) is None
 
 
 def test_no_texts_make_no_rows() -> None:

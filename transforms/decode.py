@@ -1,4 +1,4 @@
-"""From messages to typed rows: JSON read by Arrow, a batch at a time, the bad ones picked out."""
+"""From messages to typed rows: JSON read into columns, a batch at a time, the bad ones picked out."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass

@@ -134,20 +134,35 @@ hex(uint8_t digit)
                                           : -1;
 }
 
-/* The code unit of the \uXXXX that begins here; -1 if it is none, or half of a pair. */
 static int
-unicode_escape(const uint8_t *at, const uint8_t *end)
+code_unit(const uint8_t *at, const uint8_t *end)
 {
-    if (end - at < 6)
-        return -1;
     int code = 0;
+    if (end - at < 6 || at[0] != '\\' || at[1] != 'u')
+        return -1;
     for (int i = 2; i < 6; i++) {
         int digit = hex(at[i]);
         if (digit < 0)
             return -1;
         code = code * 16 + digit;
     }
-    return code >= 0xd800 && code <= 0xdfff ? -1 : code;
+    return code;
+}
+
+/* The character of the \uXXXX, or of the two of a surrogate pair, that begin here, and how long that is
+ * written; -1 if it is none, or half of a pair. */
+static int
+unicode_escape(const uint8_t *at, const uint8_t *end, int *length)
+{
+    int code = code_unit(at, end);
+    *length = 6;
+    if (code < 0xd800 || code > 0xdfff)
+        return code;
+    int low = code_unit(at + 6, end);
+    *length = 12;
+    if (code > 0xdbff || low < 0xdc00 || low > 0xdfff)
+        return -1;
+    return 0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00);
 }
 
 typedef struct {
@@ -176,11 +191,12 @@ take_text(Cursor *c, Text *text)
             ascii = false;
             at++;
         } else if (*at == '\\' && c->end - at >= 2) {
+            int length = 2;
             text->escaped = true;
-            if (at[1] == 'u' ? unicode_escape(at, c->end) < 0
+            if (at[1] == 'u' ? unicode_escape(at, c->end, &length) < 0
                              : at[1] == 0 || strchr("\"\\/bfnrt", at[1]) == NULL)
                 return false;
-            at += at[1] == 'u' ? 6 : 2;
+            at += length;
         } else {
             return false;
         }
@@ -204,18 +220,23 @@ unescape(const Text *text, char *to)
             at += 2;
             continue;
         }
-        int code = unicode_escape(at, text->stop);
+        int length, code = unicode_escape(at, text->stop, &length);
         if (code < 0x80) {
             *out++ = (char)code;
         } else if (code < 0x800) {
             *out++ = (char)(0xc0 | code >> 6);
             *out++ = (char)(0x80 | (code & 0x3f));
         } else {
-            *out++ = (char)(0xe0 | code >> 12);
+            if (code < 0x10000) {
+                *out++ = (char)(0xe0 | code >> 12);
+            } else {
+                *out++ = (char)(0xf0 | code >> 18);
+                *out++ = (char)(0x80 | (code >> 12 & 0x3f));
+            }
             *out++ = (char)(0x80 | (code >> 6 & 0x3f));
             *out++ = (char)(0x80 | (code & 0x3f));
         }
-        at += 6;
+        at += length;
     }
     return (size_t)(out - to);
 }
@@ -466,7 +487,7 @@ static Outcome
 put_text(Column *column, const Text *text)
 {
     size_t length = (size_t)(text->stop - text->start);
-    if (column->room - column->used < length) {
+    if (column->data == NULL || column->room - column->used < length) {
         size_t room = 2 * column->room + length + 4096;
         char *data = realloc(column->data, room);
         if (data == NULL)
@@ -703,10 +724,11 @@ end(const Column *column)
 static bool
 is_sound(const Texts *texts)
 {
+    if (texts->first < 0 || texts->count < 0 || texts->count > PY_SSIZE_T_MAX - texts->first)
+        return false;
     Py_ssize_t last = texts->first + texts->count;
-    if (texts->first < 0 || texts->count < 0 || last < texts->count ||
-        (texts->valid.len && texts->valid.len < (last + 7) / 8) ||
-        texts->ends.len / (Py_ssize_t)sizeof(int32_t) < last + 1)
+    if ((texts->valid.len && texts->valid.len < last / 8 + (last % 8 != 0)) ||
+        texts->ends.len / (Py_ssize_t)sizeof(int32_t) <= last)
         return false;
     const int32_t *ends = texts->ends.buf;
     for (Py_ssize_t i = texts->first; i < last; i++)

@@ -1,7 +1,7 @@
 """Objects of JSON that are written plainly, read in C; the others are left to ``json_reader``.
 
-Arrow's reader took a quarter of the processors' time of a whole job (docs/performance.md): it keeps each
-value as text and converts it in a second pass, and its input must be copied together first.
+Arrow's reader took a quarter of the processors' time of a whole job (docs/adr/0027-plain-json-in-c.md): it keeps
+each value as text and converts it in a second pass, and its input must be copied together first.
 """
 
 import functools
@@ -33,9 +33,19 @@ class Plain(NamedTuple):
 class PlainReader:
     """Reads what needs no interpretation: objects of at least one member, each declared name at most once.
 
-    Not plain are half surrogate pairs, escapes in names, whole numbers of more than 18 digits, numbers out of
-    their type's range, timestamps other than ``2026-01-31T08:30:00``, with a fraction and an offset or
-    without, and whatever is no JSON. What is read is what ``JsonReader`` would read of it.
+    Not plain, and left, is whatever is no JSON, and of what is
+
+    - an empty object; white space or a byte order mark before an object; values nested in more than 64 others;
+    - a name with an escape, and half a surrogate pair anywhere;
+    - a number of more than 64 characters, or times more than 10**300 or less than 10**-300;
+    - for ``int64`` and ``timestamp_ms`` more than 18 digits, ``-0``, ``1.0`` and ``1e2``;
+    - for ``double`` what is beyond its range; for a decimal more than 18 digits, an exponent, more digits
+      behind the point than its scale has, or more before it than are left;
+    - for ``timestamp`` all but ``2026-01-31T08:30:00``, with a fraction and an offset or without, of
+      1678 to 2261;
+    - any other value that has not the field's type.
+
+    What is read is what ``JsonReader`` would read of it.
 
     >>> plain = PlainReader({"city": Field("string"), "n": Field("int64")}, 1_000).read(
     ...     pa.array([b'{"n": 7, "city": "Solo"}', b'{"n": "7"}', b'{"n": 8}']))
@@ -47,8 +57,8 @@ class PlainReader:
     max_bytes: int
 
     def read(self, texts: pa.Array) -> Plain | None:
-        """``texts`` are binary. None where the C part was not built."""
-        if json_native is None:
+        """``texts`` are binary. None if they are not, and where the C part was not built."""
+        if json_native is None or texts.type != pa.binary():
             return None
         valid, ends, data = texts.buffers()
         rows, columns, left = json_native.read(

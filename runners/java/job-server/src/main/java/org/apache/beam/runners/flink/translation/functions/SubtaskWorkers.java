@@ -1,9 +1,10 @@
 package org.apache.beam.runners.flink.translation.functions;
 
-import java.util.Arrays;
+import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.concurrent.atomic.AtomicBoolean;
 import java.util.function.Supplier;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
@@ -16,7 +17,11 @@ import org.apache.beam.sdk.util.construction.graph.ExecutableStage;
  *
  * <p>A subtask that is new here goes to the worker that has the fewest, and stays there until its
  * last stage is closed: with as many subtasks as workers each worker has one, whichever of the
- * job's subtasks this TaskManager got.
+ * job's subtasks this TaskManager got. That takes stages to be divided alike, as those of a job
+ * are.
+ *
+ * <p>A worker that was given a stage is held until the last stage of all workers is closed, or it
+ * would end, and another start, between two stages of a subtask that is ahead of the others.
  */
 final class SubtaskWorkers {
 
@@ -34,6 +39,7 @@ final class SubtaskWorkers {
 
   private final List<Supplier<ExecutableStageContext>> workers;
   private final Map<String, Place> places = new HashMap<>();
+  private final Map<Integer, ExecutableStageContext> held = new HashMap<>();
   private final int[] subtasks;
 
   /** Each of the given makes the context of one stage on its worker. */
@@ -43,17 +49,16 @@ final class SubtaskWorkers {
   }
 
   /** The context of one more stage, which opens in the thread of this name. */
-  ExecutableStageContext context(String thread) {
+  synchronized ExecutableStageContext context(String thread) {
     String subtask = subtask(thread);
-    ExecutableStageContext context;
-    int worker = take(subtask);
-    try {
-      context = workers.get(worker).get();
-    } catch (Throwable failure) {
-      release(subtask);
-      throw failure;
-    }
+    int worker = places.containsKey(subtask) ? places.get(subtask).worker : withFewest();
+    Supplier<ExecutableStageContext> contexts = workers.get(worker);
+    held.computeIfAbsent(worker, any -> contexts.get());
+    ExecutableStageContext context = contexts.get();
+    take(subtask, worker);
     return new ExecutableStageContext() {
+      private final AtomicBoolean closed = new AtomicBoolean();
+
       @Override
       public StageBundleFactory getStageBundleFactory(ExecutableStage stage) {
         return context.getStageBundleFactory(stage);
@@ -61,8 +66,13 @@ final class SubtaskWorkers {
 
       @Override
       public void close() throws Exception {
-        release(subtask);
-        context.close();
+        // Beam closes a batch's stage once more if that failed.
+        if (closed.getAndSet(true)) {
+          return;
+        }
+        List<ExecutableStageContext> all = new ArrayList<>(release(subtask));
+        all.add(0, context);
+        closeAll(all);
       }
     };
   }
@@ -73,28 +83,55 @@ final class SubtaskWorkers {
     return task.matches() ? task.group(1) : thread;
   }
 
-  private synchronized int take(String subtask) {
-    Place place = places.get(subtask);
-    if (place == null) {
-      int fewest = Arrays.stream(subtasks).min().getAsInt();
-      int worker = 0;
-      while (subtasks[worker] > fewest) {
-        worker++;
+  private int withFewest() {
+    int found = 0;
+    for (int worker = 1; worker < subtasks.length; worker++) {
+      if (subtasks[worker] < subtasks[found]) {
+        found = worker;
       }
-      place = new Place(worker);
-      places.put(subtask, place);
-      subtasks[worker]++;
     }
-    place.stages++;
-    return place.worker;
+    return found;
   }
 
-  private synchronized void release(String subtask) {
+  private void take(String subtask, int worker) {
+    if (!places.containsKey(subtask)) {
+      places.put(subtask, new Place(worker));
+      subtasks[worker]++;
+    }
+    places.get(subtask).stages++;
+  }
+
+  /** Gives what is held no longer, to be closed without this lock: to stop a worker takes time. */
+  private synchronized List<ExecutableStageContext> release(String subtask) {
     Place place = places.get(subtask);
     place.stages--;
     if (place.stages == 0) {
       places.remove(subtask);
       subtasks[place.worker]--;
+    }
+    if (!places.isEmpty()) {
+      return List.of();
+    }
+    List<ExecutableStageContext> last = List.copyOf(held.values());
+    held.clear();
+    return last;
+  }
+
+  private static void closeAll(List<ExecutableStageContext> contexts) throws Exception {
+    Exception failure = null;
+    for (ExecutableStageContext context : contexts) {
+      try {
+        context.close();
+      } catch (Exception e) {
+        if (failure == null) {
+          failure = e;
+        } else {
+          failure.addSuppressed(e);
+        }
+      }
+    }
+    if (failure != null) {
+      throw failure;
     }
   }
 }

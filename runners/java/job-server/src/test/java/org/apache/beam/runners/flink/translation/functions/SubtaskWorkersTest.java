@@ -14,26 +14,30 @@ import org.junit.Test;
 /** Which worker gets the stages of which subtask. */
 public class SubtaskWorkersTest {
 
-  /** What each of two workers has open, by the order of opening. */
-  private final List<Integer> opened = new ArrayList<>();
+  /** Which worker has made a context: the first of each is that which holds it. */
+  private final List<Integer> made = new ArrayList<>();
 
   private final List<Integer> closed = new ArrayList<>();
   private final SubtaskWorkers two = new SubtaskWorkers(List.of(worker(0), worker(1)));
 
   private Supplier<ExecutableStageContext> worker(int number) {
     return () -> {
-      opened.add(number);
-      return new ExecutableStageContext() {
-        @Override
-        public StageBundleFactory getStageBundleFactory(ExecutableStage stage) {
-          throw new UnsupportedOperationException();
-        }
+      made.add(number);
+      return context(() -> closed.add(number));
+    };
+  }
 
-        @Override
-        public void close() {
-          closed.add(number);
-        }
-      };
+  private static ExecutableStageContext context(Runnable close) {
+    return new ExecutableStageContext() {
+      @Override
+      public StageBundleFactory getStageBundleFactory(ExecutableStage stage) {
+        throw new UnsupportedOperationException();
+      }
+
+      @Override
+      public void close() {
+        close.run();
+      }
     };
   }
 
@@ -41,24 +45,28 @@ public class SubtaskWorkersTest {
     return two.context(stage + " (" + subtask + "/" + of + ")#0");
   }
 
+  /** The worker of one more stage. */
+  private int workerOf(String stage, int subtask, int of) {
+    open(stage, subtask, of);
+    return made.get(made.size() - 1);
+  }
+
   @Test
   public void allStagesOfASubtaskHaveOneWorkerWhateverTheirOrder() {
-    open("write", 1, 2);
-    open("read", 1, 2);
-    open("read", 2, 2);
-    open("group", 1, 2);
-    open("write (again) #7", 2, 2);
-    open("impulse", 1, 1);
-    assertEquals(List.of(0, 0, 1, 0, 1, 0), opened);
+    assertEquals(0, workerOf("write", 1, 2));
+    assertEquals(0, workerOf("read", 1, 2));
+    assertEquals(1, workerOf("read", 2, 2));
+    assertEquals(0, workerOf("group", 1, 2));
+    assertEquals(1, workerOf("write (1/2)#0 again", 2, 2));
+    assertEquals(0, workerOf("impulse", 1, 1));
   }
 
   @Test
   public void anySubtasksOfATaskManagerAreSpreadEvenly() {
-    open("read", 2, 8);
-    open("read", 4, 8);
-    open("read", 6, 8);
-    open("read", 8, 8);
-    assertEquals(List.of(0, 1, 0, 1), opened);
+    assertEquals(0, workerOf("read", 2, 8));
+    assertEquals(1, workerOf("read", 4, 8));
+    assertEquals(0, workerOf("read", 6, 8));
+    assertEquals(1, workerOf("read", 8, 8));
   }
 
   @Test
@@ -67,13 +75,10 @@ public class SubtaskWorkersTest {
     ExecutableStageContext write = open("write", 1, 4);
     open("read", 2, 4);
     read.close();
-    open("read", 1, 4); // still has a stage there
-    open("read", 3, 4);
+    assertEquals(0, workerOf("read", 1, 4)); // still has a stage there
+    assertEquals(0, workerOf("read", 3, 4));
     write.close();
-    assertEquals(List.of(0, 0), closed);
-    assertEquals(List.of(0, 0, 1, 0, 0), opened);
-    open("read", 4, 4);
-    assertEquals(1, (int) opened.get(5));
+    assertEquals(1, workerOf("read", 4, 4));
   }
 
   @Test
@@ -81,8 +86,45 @@ public class SubtaskWorkersTest {
     ExecutableStageContext first = open("read", 1, 4);
     open("read", 2, 4);
     first.close();
-    open("read", 3, 4);
-    assertEquals(List.of(0, 1, 0), opened);
+    assertEquals(0, workerOf("read", 3, 4));
+  }
+
+  @Test
+  public void workersAreHeldUntilAllStagesAreClosed() throws Exception {
+    ExecutableStageContext ahead = open("read", 1, 2);
+    ExecutableStageContext behind = open("read", 2, 2);
+    ahead.close();
+    assertEquals(List.of(0), closed);
+    open("write", 1, 2).close();
+    assertEquals(List.of(0, 0, 1, 1, 0), made); // the worker is the one that was there
+    behind.close();
+    assertEquals(List.of(0, 0, 1, 0, 1), closed);
+    open("read", 1, 2);
+    assertEquals(List.of(0, 0), made.subList(5, 7)); // and after that it is another
+  }
+
+  @Test
+  public void aStageThatIsClosedTwiceIsClosedOnce() throws Exception {
+    ExecutableStageContext read = open("read", 1, 2);
+    open("write", 1, 2);
+    read.close();
+    read.close();
+    assertEquals(List.of(0), closed);
+    assertEquals(1, workerOf("read", 2, 2)); // the first subtask still has its place
+  }
+
+  @Test
+  public void whatFailsToCloseIsToldAndTheOthersAreClosed() {
+    ExecutableStageContext broken =
+        context(
+            () -> {
+              throw new IllegalStateException("broken");
+            });
+    List<ExecutableStageContext> next = new ArrayList<>(List.of(context(() -> closed.add(7)), broken));
+    SubtaskWorkers one = new SubtaskWorkers(List.of(() -> next.remove(0)));
+    ExecutableStageContext stage = one.context("read (1/1)#0");
+    assertThrows(IllegalStateException.class, stage::close);
+    assertEquals(List.of(7), closed);
   }
 
   @Test
@@ -103,6 +145,6 @@ public class SubtaskWorkersTest {
     two.context("main");
     two.context("other");
     two.context("main");
-    assertEquals(List.of(0, 1, 0), opened);
+    assertEquals(List.of(0, 0, 1, 1, 0), made);
   }
 }
