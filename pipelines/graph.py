@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import apache_beam as beam
@@ -299,6 +300,21 @@ class Graph:
                     decimals=self.metrics.reduction.decimals,
                 )
         return sinks
+
+    @property
+    def targets(self) -> Mapping[str, str]:
+        """Where documents go, by the sink's name: addresses, and no secrets."""
+        targets: dict[str, str] = {}
+        if self.job.sinks.elasticsearch:
+            connection = self.elasticsearch
+            targets["elasticsearch"] = connection.cloud_id or ",".join(connection.hosts)
+        if self.sqlite_path is not None:
+            targets["sqlite"] = str(Path(self.sqlite_path).absolute())
+        if influx := self.job.sinks.influx:
+            place = ("sinks", "influx")
+            url = self._text(influx.url, *place, "url")
+            targets["influx"] = f"{url} {self._text(influx.bucket, *place, 'bucket')}"
+        return targets
 
     @cached_property
     def publish(self) -> WriteToKafka | None:

@@ -165,6 +165,7 @@ def _state(plan: Plan, graph: Graph) -> ReplayState:
     about: Mapping[str, Any] = {
         "job": replay.job.job,
         "definition": hashlib.sha256(graph.job.model_dump_json().encode()).hexdigest(),
+        "targets": dict(graph.targets),  # what is done there is not done elsewhere
         "source": source,
         "from": replay.start.isoformat(),
         "to": replay.stop.isoformat(),

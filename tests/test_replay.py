@@ -32,7 +32,7 @@ from velocity.io.pace import Limits
 from velocity.io.records import now
 from velocity.io.replay_state import ReplayState, StateUnusable
 from velocity.io.sqlite import WriteToSqlite, read_documents
-from velocity.pipelines.job import Job
+from velocity.pipelines.job import ElasticsearchSink, Job, Sinks
 from velocity.pipelines.jobfile import parse
 from velocity.pipelines.recompute import differences
 from velocity.pipelines.replay import Replay, ReplayError
@@ -332,6 +332,24 @@ def test_a_replay_that_reads_kafka_for_longer_is_another(tmp_path: Path) -> None
     plan = plan_of(replay, tmp_path)
     _state(plan, _target(plan)).add({})
     other = dataclasses.replace(plan, replay=dataclasses.replace(replay, late=timedelta(0)))
+    with pytest.raises(StateUnusable, match="another replay"):
+        _state(other, _target(other)).done()
+
+
+def test_a_replay_to_another_cluster_is_another(tmp_path: Path) -> None:
+    """Whose name may be the environment's: what was written to the one is not in the other."""
+    job = job_in(tmp_path)
+    sinks = Sinks(elasticsearch=ElasticsearchSink(url="${ES}", index="metrics"))
+    job = job.model_copy(update={"sinks": sinks})
+    one, other = (
+        plan_of(
+            Replay(job, "raw", START, START + timedelta(1), {"ES": f"http://{host}:9200"}), tmp_path
+        )
+        for host in ("one", "other")
+    )
+    one, other = (dataclasses.replace(plan, sqlite=None) for plan in (one, other))
+    _state(one, _target(one)).add({})
+    assert _state(one, _target(one)).done() == {}
     with pytest.raises(StateUnusable, match="another replay"):
         _state(other, _target(other)).done()
 
