@@ -2,7 +2,12 @@
 
 import os
 import subprocess
+from collections import Counter
+from http import HTTPStatus
 from pathlib import Path
+from statistics import median
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -20,6 +25,20 @@ pytestmark = pytest.mark.stack
 SEED = 11
 
 
+class Asked(DirectoryService):
+    """Knows how often it was asked for each provider."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.providers: Counter[str] = Counter()
+
+    def answer(self, target: str) -> tuple[HTTPStatus, bytes]:
+        call = urlsplit(target)
+        if call.path == "/providers":
+            self.providers.update(parse_qs(call.query)["ids"][0].split(","))
+        return super().answer(target)
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_stream_without_a_cluster_gives_the_documents_of_the_recomputation_until_ctrl_c(
     workers: str, tmp_path: Path
@@ -33,7 +52,7 @@ def test_a_stream_without_a_cluster_gives_the_documents_of_the_recomputation_unt
     command += ["--dead-letters", tmp_path / "dead-letters", "--sdk-worker-parallelism", workers]
     with (
         EmbeddedKafka({"pharmacy.events": 4}) as kafka,
-        DirectoryService(directory(SEED).tables()) as service,
+        Asked(directory(SEED).tables()) as service,
     ):
         produce(scenario, kafka.bootstrap_servers)
         environ = {"KAFKA": kafka.bootstrap_servers, "PROVIDERS": service.url}
@@ -51,6 +70,8 @@ def test_a_stream_without_a_cluster_gives_the_documents_of_the_recomputation_unt
         finally:
             code = interrupt(run)
     assert code == 130
+    # Each process remembers whom it has asked for: so many have read partitions.
+    assert median(service.providers.values()) == int(workers)
     children = Path("/proc").glob("[0-9]*/environ")
     assert [child for child in children if str(tmp_path).encode() in _read(child)] == []
 
