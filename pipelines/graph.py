@@ -42,6 +42,7 @@ from velocity.pipelines.job import (
     RegistrySpec,
     WindowSpec,
 )
+from velocity.pipelines.plan import without_user
 from velocity.pipelines.publish import PublishError, event_records
 from velocity.transforms.decode import JsonDecoder
 from velocity.transforms.deduplicate import Deduplicate
@@ -287,14 +288,10 @@ class Graph:
             with _at("sinks", "sqlite"):
                 sinks["sqlite"] = WriteToSqlite(self.sqlite_path)
         if influx := self.job.sinks.influx:
-            place = ("sinks", "influx")
-            url = self._text(influx.url, *place, "url")
-            bucket = self._text(influx.bucket, *place, "bucket")
-            org = self._optional(influx.org, *place, "org")
-            token = self._optional(influx.token, *place, "token")
-            with _at(*place):
+            bucket = self._bucket
+            with _at("sinks", "influx"):
                 sinks["influx"] = WriteToInflux(
-                    Bucket(url, bucket, org, token),
+                    bucket,
                     limits=Limits(influx.bulk.documents, influx.bulk.bytes, influx.bulk.age),
                     retry=Retry.lasting(influx.retry_for),
                     decimals=self.metrics.reduction.decimals,
@@ -310,11 +307,21 @@ class Graph:
             targets["elasticsearch"] = connection.cloud_id or ",".join(connection.hosts)
         if self.sqlite_path is not None:
             targets["sqlite"] = str(Path(self.sqlite_path).absolute())
-        if influx := self.job.sinks.influx:
-            place = ("sinks", "influx")
-            url = self._text(influx.url, *place, "url")
-            targets["influx"] = f"{url} {self._text(influx.bucket, *place, 'bucket')}"
+        if self.job.sinks.influx:
+            targets["influx"] = f"{without_user(self._bucket.url)} {self._bucket.bucket}"
         return targets
+
+    @cached_property
+    def _bucket(self) -> Bucket:
+        """Of a job that has this sink."""
+        spec, place = self.job.sinks.influx, ("sinks", "influx")
+        assert spec is not None
+        url = self._text(spec.url, *place, "url")
+        bucket = self._text(spec.bucket, *place, "bucket")
+        org = self._optional(spec.org, *place, "org")
+        token = self._optional(spec.token, *place, "token")
+        with _at(*place):
+            return Bucket(url, bucket, org, token)
 
     @cached_property
     def publish(self) -> WriteToKafka | None:

@@ -156,9 +156,9 @@ def _decode(job: Job) -> Step:
 def _format(spec: str | FormatSpec) -> str:
     match spec:
         case FormatSpec(avro=RegistrySpec() as registry):
-            return f"avro, of the registry {_without_user(registry.registry)}"
+            return f"avro, of the registry {without_user(registry.registry)}"
         case FormatSpec(protobuf=RegistrySpec() as registry):
-            return f"protobuf, of the registry {_without_user(registry.registry)}"
+            return f"protobuf, of the registry {without_user(registry.registry)}"
     return str(spec)
 
 
@@ -168,7 +168,7 @@ def _field(name: str, spec: FieldSpec) -> str:
 
 def _enrich(spec: EnrichmentSpec) -> Step:
     ways = {way: getattr(spec, way) for way in ("get", "post", "python", "beam")}
-    details = {way: _without_user(text) for way, text in ways.items() if text is not None}
+    details = {way: without_user(text) for way, text in ways.items() if text is not None}
     details |= {
         "key": ", ".join(spec.keys),
         "adds": ", ".join(f"{name} {added.type}" for name, added in spec.add.items()),
@@ -188,9 +188,7 @@ def _enrich(spec: EnrichmentSpec) -> Step:
     if spec.headers:
         details["headers"] = ", ".join(spec.headers)
     if spec.token is not None:
-        details["token"] = (
-            "by command" if spec.token.command else _without_user(str(spec.token.url))
-        )
+        details["token"] = "by command" if spec.token.command else without_user(str(spec.token.url))
     return Step(f"enrich {spec.name}", "enrich", details)
 
 
@@ -242,7 +240,7 @@ def _window(spec: WindowSpec) -> str:
 def _sinks(job: Job, metrics: tuple[str, ...]) -> Iterator[Step]:
     if spec := job.sinks.elasticsearch:
         user = "api key" if spec.api_key else "user and password" if spec.username else ""
-        where = {"url": _without_user(spec.url)} if spec.url else {"cloud id": spec.cloud_id or ""}
+        where = {"url": without_user(spec.url)} if spec.url else {"cloud id": spec.cloud_id or ""}
         details = where | {"index": spec.index}
         if user:
             details["identity"] = user
@@ -250,7 +248,7 @@ def _sinks(job: Job, metrics: tuple[str, ...]) -> Iterator[Step]:
     if job.sinks.sqlite:
         yield Step("sqlite", "sink", {"path": job.sinks.sqlite.path}, metrics)
     if influx := job.sinks.influx:
-        details = {"url": _without_user(influx.url), "bucket": influx.bucket}
+        details = {"url": without_user(influx.url), "bucket": influx.bucket}
         yield Step("influx", "sink", details, metrics)
 
 
@@ -283,7 +281,7 @@ def _line(expression: str) -> str:
     return " ".join(expression.split())
 
 
-def _without_user(url: str) -> str:
+def without_user(url: str) -> str:
     """No password that was written into an address shows."""
     return re.sub(r"//[^/@]*@", "//…@", url)
 

@@ -14,6 +14,7 @@ from apache_beam.internal import cloudpickle_pickler
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.field_types import FIELDS
 from velocity.io.records import DEAD_LETTERS, MESSAGES, TIMESTAMP, Decoded, messages, messages_of
 from velocity.transforms import json_reader
 from velocity.transforms.decode import JsonDecoder
@@ -21,14 +22,6 @@ from velocity.transforms.fields import TYPES, Field
 from velocity.transforms.json_reader import JsonReader
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-FIELDS = {
-    "s": Field("string"),
-    "n": Field("int64"),
-    "d": Field("double"),
-    "b": Field("bool"),
-    "t": Field("timestamp"),
-    "at": Field("timestamp_ms"),
-}
 DECODER = JsonDecoder(FIELDS, "at", max_bytes=4 * 2**20, clock=lambda: NOW)
 DEEP = 100_000
 BOMB = b"[" * DEEP + b"]" * DEEP

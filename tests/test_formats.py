@@ -31,6 +31,7 @@ from google.protobuf.message_factory import GetMessageClass
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.field_types import FIELDS
 from velocity.io.avro_format import AvroFormat, AvroReaders
 from velocity.io.kafka import ReadFromKafka
 from velocity.io.kafka_config import KafkaConfig
@@ -45,18 +46,9 @@ from velocity.pipelines.recompute import recompute
 from velocity.pipelines.reference import EXAMPLE
 from velocity.runners.embedded import EmbeddedKafka
 from velocity.transforms.decode import JsonDecoder
-from velocity.transforms.fields import Field
 from velocity.transforms.sns import SnsEnvelope
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-FIELDS = {
-    "s": Field("string"),
-    "n": Field("int64"),
-    "d": Field("double"),
-    "b": Field("bool"),
-    "t": Field("timestamp"),
-    "at": Field("timestamp_ms"),
-}
 EVENTS = st.fixed_dictionaries(
     {
         "s": st.text(st.characters(codec="utf-8")),

@@ -94,17 +94,15 @@ def test_the_job_service_starts_with_our_classes_in_the_jar(tmp_path: Path) -> N
     built = job_server_jar()
     control = "org/apache/beam/runners/fnexecution/control/BundleCheckpointHandlers"
     factory = "org/apache/beam/runners/fnexecution/environment/ExternalEnvironmentFactory"
-    contexts = (
-        "org/apache/beam/runners/flink/translation/functions/FlinkExecutableStageContextFactory"
-    )
+    functions = "org/apache/beam/runners/flink/translation/functions"
     with zipfile.ZipFile(built) as content:
         names = content.namelist()
     assert f"{control}$StateAndTimerBundleCheckpointHandler$Operator.class" in names
     assert names.count(f"{control}.class") == 1
     assert f"{factory}$Worker.class" in names
     assert names.count(f"{factory}.class") == 1
-    assert contexts.replace("FlinkExecutableStageContextFactory", "SubtaskWorkers.class") in names
-    assert names.count(f"{contexts}.class") == 1
+    assert f"{functions}/SubtaskWorkers.class" in names
+    assert names.count(f"{functions}/FlinkExecutableStageContextFactory.class") == 1
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -9,18 +9,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests import field_types
 from velocity.transforms import json_native, json_plain
 from velocity.transforms.fields import Field
 from velocity.transforms.json_plain import PlainReader
 from velocity.transforms.json_reader import JsonReader, Read
 
 FIELDS = {
-    "s": Field("string"),
-    "n": Field("int64"),
-    "d": Field("double"),
-    "b": Field("bool"),
-    "t": Field("timestamp"),
-    "at": Field("timestamp_ms"),
+    **field_types.FIELDS,
     "long_name": Field("string"),
     "ü": Field("int64"),
     "money": Field("decimal(20, 4)"),

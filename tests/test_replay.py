@@ -32,7 +32,7 @@ from velocity.io.pace import Limits
 from velocity.io.records import now
 from velocity.io.replay_state import ReplayState, StateUnusable
 from velocity.io.sqlite import WriteToSqlite, read_documents
-from velocity.pipelines.job import ElasticsearchSink, Job, Sinks
+from velocity.pipelines.job import ElasticsearchSink, InfluxSink, Job, Sinks
 from velocity.pipelines.jobfile import parse
 from velocity.pipelines.recompute import differences
 from velocity.pipelines.replay import Replay, ReplayError
@@ -352,6 +352,17 @@ def test_a_replay_to_another_cluster_is_another(tmp_path: Path) -> None:
     assert _state(one, _target(one)).done() == {}
     with pytest.raises(StateUnusable, match="another replay"):
         _state(other, _target(other)).done()
+
+
+def test_where_a_replays_documents_go_is_remembered_without_a_password(tmp_path: Path) -> None:
+    sinks = Sinks(influx=InfluxSink(url="http://user:secret@one:8086", bucket="metrics"))
+    job = job_in(tmp_path).model_copy(update={"sinks": sinks})
+    plan = plan_of(Replay(job, "raw", START, START + timedelta(1), {}), tmp_path)
+    plan = dataclasses.replace(plan, sqlite=None)
+    _state(plan, _target(plan)).add({})
+    told = (tmp_path / "state.json").read_text()
+    assert "one:8086 metrics" in told
+    assert "secret" not in told
 
 
 def test_several_processes_make_the_documents_of_one(tmp_path: Path) -> None:

@@ -283,8 +283,6 @@ take_number(Cursor *c, Number *number)
             return false;
         const uint8_t *point = c->at;
         take_digits(c, number);
-        if (c->at - number->start > LONGEST_NUMBER)
-            return false;
         number->fraction = (int)(c->at - point);
     }
     if (c->at < c->end && (*c->at == 'e' || *c->at == 'E')) {
@@ -305,6 +303,20 @@ take_number(Cursor *c, Number *number)
     }
     number->stop = c->at;
     return number->stop - number->start <= LONGEST_NUMBER;
+}
+
+/* A member's name and the colon, up to its value. */
+static bool
+take_name(Cursor *c, Text *name)
+{
+    skip_space(c);
+    if (!take_text(c, name))
+        return false;
+    skip_space(c);
+    if (!take(c, ':'))
+        return false;
+    skip_space(c);
+    return true;
 }
 
 static bool
@@ -332,14 +344,8 @@ skip_value(Cursor *c, int depth)
             return true;
         do {
             skip_space(c);
-            if (object) {
-                if (!take_text(c, &text))
-                    return false;
-                skip_space(c);
-                if (!take(c, ':'))
-                    return false;
-                skip_space(c);
-            }
+            if (object && !take_name(c, &text))
+                return false;
             if (!skip_value(c, depth + 1))
                 return false;
             skip_space(c);
@@ -510,52 +516,40 @@ put(Column *column, Cursor *c, int64_t row)
 {
     Text text;
     Number number;
+    union {
+        int64_t whole;
+        double real;
+        __int128 decimal;
+    } value;
     bool taken = false;
-    uint8_t *place = column->fixed + row * column->width;
     switch (column->kind) {
     case STRING:
         return take_text(c, &text) ? put_text(column, &text) : REFUSED;
-    case INT64: {
-        int64_t value;
-        taken = take_number(c, &number) && to_int64(&number, &value);
-        if (taken)
-            memcpy(place, &value, sizeof value);
+    case INT64:
+        taken = take_number(c, &number) && to_int64(&number, &value.whole);
         break;
-    }
-    case DOUBLE: {
-        double value;
-        taken = take_number(c, &number) && to_double(&number, &value);
-        if (taken)
-            memcpy(place, &value, sizeof value);
+    case DOUBLE:
+        taken = take_number(c, &number) && to_double(&number, &value.real);
         break;
-    }
     case BOOL:
-        if (take_word(c, "true", 4)) {
-            set_bit(column->fixed, row);
-            taken = true;
-        } else {
-            taken = take_word(c, "false", 5);
-        }
+        if (!take_word(c, "true", 4))
+            return take_word(c, "false", 5) ? TAKEN : REFUSED;
+        set_bit(column->fixed, row);
+        return TAKEN;
+    case TIMESTAMP:
+        taken = take_text(c, &text) && to_millis(&text, &value.whole);
         break;
-    case TIMESTAMP: {
-        int64_t millis;
-        taken = take_text(c, &text) && to_millis(&text, &millis);
-        if (taken)
-            memcpy(place, &millis, sizeof millis);
-        break;
-    }
     case DECIMAL: { /* also between quotes: many write money so */
-        __int128 value;
         bool quoted = take(c, '"');
-        taken = take_number(c, &number) && to_decimal(&number, column, &value);
-        if (quoted)
-            taken = taken && take(c, '"');
-        if (taken)
-            memcpy(place, &value, sizeof value);
+        taken = take_number(c, &number) && to_decimal(&number, column, &value.decimal) &&
+                (!quoted || take(c, '"'));
         break;
     }
     }
-    return taken ? TAKEN : REFUSED;
+    if (!taken)
+        return REFUSED;
+    memcpy(column->fixed + row * column->width, &value, (size_t)column->width);
+    return TAKEN;
 }
 
 /* Which field has this name: mostly the one behind that which was found before. */
@@ -584,13 +578,8 @@ plain(Cursor *c, Column *columns, int count, int64_t number, int64_t row)
         return REFUSED;
     do {
         Text name;
-        skip_space(c);
-        if (!take_text(c, &name) || name.escaped)
+        if (!take_name(c, &name) || name.escaped)
             return REFUSED;
-        skip_space(c);
-        if (!take(c, ':'))
-            return REFUSED;
-        skip_space(c);
         Column *column = named(columns, count, &next, &name);
         if (column == NULL) {
             if (!skip_value(c, 0))

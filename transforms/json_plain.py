@@ -64,16 +64,15 @@ class PlainReader:
         rows, columns, left = json_native.read(
             self._native, valid or b"", ends or bytes(4), data or b"", texts.offset, len(texts), self.max_bytes
         )  # fmt: skip
-        types = [field.arrow for field in self.fields.values()]
         return Plain(
             [
                 pa.Array.from_buffers(
-                    type_,
+                    field.arrow,
                     rows,
                     [pa.py_buffer(bits) if nulls else None, *map(pa.py_buffer, values)],
                     null_count=nulls,
                 )
-                for type_, (nulls, bits, *values) in zip(types, columns, strict=True)
+                for field, (nulls, bits, *values) in zip(self.fields.values(), columns, strict=True)
             ],
             np.frombuffer(left, np.int64),
         )

@@ -11,6 +11,7 @@ import java.util.regex.Pattern;
 import org.apache.beam.runners.fnexecution.control.ExecutableStageContext;
 import org.apache.beam.runners.fnexecution.control.StageBundleFactory;
 import org.apache.beam.sdk.util.construction.graph.ExecutableStage;
+import org.apache.flink.util.IOUtils;
 
 /**
  * The workers of one job in one TaskManager, each with the stages of its own subtasks.
@@ -40,22 +41,22 @@ final class SubtaskWorkers {
   private final List<Supplier<ExecutableStageContext>> workers;
   private final Map<String, Place> places = new HashMap<>();
   private final Map<Integer, ExecutableStageContext> held = new HashMap<>();
-  private final int[] subtasks;
 
   /** Each of the given makes the context of one stage on its worker. */
   SubtaskWorkers(List<Supplier<ExecutableStageContext>> workers) {
     this.workers = workers;
-    this.subtasks = new int[workers.size()];
   }
 
   /** The context of one more stage, which opens in the thread of this name. */
   synchronized ExecutableStageContext context(String thread) {
     String subtask = subtask(thread);
-    int worker = places.containsKey(subtask) ? places.get(subtask).worker : withFewest();
-    Supplier<ExecutableStageContext> contexts = workers.get(worker);
-    held.computeIfAbsent(worker, any -> contexts.get());
+    Place known = places.get(subtask);
+    Place place = known == null ? new Place(withFewest()) : known;
+    Supplier<ExecutableStageContext> contexts = workers.get(place.worker);
+    held.computeIfAbsent(place.worker, any -> contexts.get());
     ExecutableStageContext context = contexts.get();
-    take(subtask, worker);
+    places.put(subtask, place);
+    place.stages++;
     return new ExecutableStageContext() {
       private final AtomicBoolean closed = new AtomicBoolean();
 
@@ -72,7 +73,7 @@ final class SubtaskWorkers {
         }
         List<ExecutableStageContext> all = new ArrayList<>(release(subtask));
         all.add(0, context);
-        closeAll(all);
+        IOUtils.closeAll(all);
       }
     };
   }
@@ -84,6 +85,8 @@ final class SubtaskWorkers {
   }
 
   private int withFewest() {
+    int[] subtasks = new int[workers.size()];
+    places.values().forEach(place -> subtasks[place.worker]++);
     int found = 0;
     for (int worker = 1; worker < subtasks.length; worker++) {
       if (subtasks[worker] < subtasks[found]) {
@@ -93,21 +96,12 @@ final class SubtaskWorkers {
     return found;
   }
 
-  private void take(String subtask, int worker) {
-    if (!places.containsKey(subtask)) {
-      places.put(subtask, new Place(worker));
-      subtasks[worker]++;
-    }
-    places.get(subtask).stages++;
-  }
-
   /** Gives what is held no longer, to be closed without this lock: to stop a worker takes time. */
   private synchronized List<ExecutableStageContext> release(String subtask) {
     Place place = places.get(subtask);
     place.stages--;
     if (place.stages == 0) {
       places.remove(subtask);
-      subtasks[place.worker]--;
     }
     if (!places.isEmpty()) {
       return List.of();
@@ -115,23 +109,5 @@ final class SubtaskWorkers {
     List<ExecutableStageContext> last = List.copyOf(held.values());
     held.clear();
     return last;
-  }
-
-  private static void closeAll(List<ExecutableStageContext> contexts) throws Exception {
-    Exception failure = null;
-    for (ExecutableStageContext context : contexts) {
-      try {
-        context.close();
-      } catch (Exception e) {
-        if (failure == null) {
-          failure = e;
-        } else {
-          failure.addSuppressed(e);
-        }
-      }
-    }
-    if (failure != null) {
-      throw failure;
-    }
   }
 }
